@@ -307,10 +307,11 @@ impl NetworkConfig {
                 if host.is_unspecified() || host.is_multicast() || host.is_loopback() || host.is_broadcast() || address.prefix_len() == 0 || edge {
                     return wrong(format!("{at}.ipv4.static.address"), format!("{address} is no address that a host can have"));
                 }
-                if let Some(gateway) = gateway {
-                    if !address.contains(gateway) || *gateway == host {
-                        return wrong(format!("{at}.ipv4.static.gateway"), format!("{gateway} is not another address within {}", address.trunc()));
-                    }
+                if let Some(gateway) = gateway
+                    && (!address.contains(gateway) || *gateway == host)
+                {
+                    let problem = format!("{gateway} is not another address within {}", address.trunc());
+                    return wrong(format!("{at}.ipv4.static.gateway"), problem);
                 }
                 if let Some((other, _)) = networks.iter().find(|(_, n)| n.contains(&address.network()) || address.contains(&n.network())) {
                     return wrong(format!("{at}.ipv4.static.address"), format!("{} overlaps the network of {other}", address.trunc()));
