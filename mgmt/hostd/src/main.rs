@@ -1,2 +1,3 @@
-//! Placeholder.
+//! The host agent's process: reads its arguments and starts it.
+
 fn main() {}

@@ -1,0 +1,3 @@
+//! The front: what stands before tiny_http.
+
+pub(crate) mod chunked;
