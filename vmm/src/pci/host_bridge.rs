@@ -1,0 +1,48 @@
+//! The host bridge at 00:00.0: it says that there is a PCI bus, and does nothing.
+
+use super::config_space::{ConfigSpace, Identity};
+use super::function::PciFunction;
+
+/// Vendor and device of QEMU's generic PCI Express host bridge, which says nothing about a chipset: guests attach no quirks to it.
+const VENDOR: u16 = 0x1b36;
+const DEVICE: u16 = 0x0008;
+/// Bridge device, host bridge (PCI code and ID assignment 1.11, 1.7).
+const CLASS: u32 = 0x06_00_00;
+
+/// The bridge between the processors and bus 0.
+#[derive(Debug)]
+pub struct HostBridge(ConfigSpace);
+
+impl HostBridge {
+    /// The bridge, which has no state that a guest could change in earnest.
+    #[expect(clippy::new_without_default, reason = "a bridge is made, not defaulted")]
+    pub fn new() -> Self {
+        Self(ConfigSpace::new(Identity {
+            vendor: VENDOR,
+            device: DEVICE,
+            revision: 0,
+            class: CLASS,
+            subsystem_vendor: 0,
+            subsystem: 0,
+        }))
+    }
+}
+
+impl PciFunction for HostBridge {
+    fn config(&self) -> &ConfigSpace {
+        &self.0
+    }
+    fn config_mut(&mut self) -> &mut ConfigSpace {
+        &mut self.0
+    }
+    fn bar_read(&mut self, _bar: usize, _offset: u64, data: &mut [u8]) {
+        data.fill(0xff);
+    }
+    fn bar_write(&mut self, _bar: usize, _offset: u64, _data: &[u8]) {}
+    fn bar_moved(&mut self, _bar: usize, _address: Option<u64>) {}
+    fn reset(&mut self) {
+        self.0.reset();
+    }
+    fn pause(&mut self) {}
+    fn resume(&mut self) {}
+}
