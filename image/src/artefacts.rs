@@ -8,9 +8,10 @@ use std::path::{Path, PathBuf};
 use crate::deb::{DebError, Files};
 use crate::digest;
 use crate::disk::{self, DiskError};
-use crate::drivers::{self, DRIVERS, DriverError, Rule, Selection};
+use crate::drivers::{self, DriverError, Rule, Selection};
 use crate::firmware::{self, Firmware};
 use crate::initramfs::{self, Contents, FSCK, LICENCES, PROGRAMS};
+use crate::licences::Licences;
 use crate::manifest::{self, Artefact, Entry, Kind, Manifest, Source};
 use crate::microcode;
 use crate::parts::Part;
@@ -89,12 +90,16 @@ pub enum BuildError {
 pub struct Inputs {
     /// What the parts are for.
     pub wants: Wants,
+    /// Which drivers are taken.
+    pub rule: Rule,
     /// The verified package files.
     pub parts: Vec<Part>,
     /// Our programs by name.
     pub programs: BTreeMap<&'static str, Vec<u8>>,
     /// What is linked into them.
     pub linked: Vec<Entry>,
+    /// Licence texts besides those of the parts.
+    pub licences: Licences,
     /// Words behind the usual command line, for tests.
     pub more_words: String,
     /// Further files by path, for tests.
@@ -208,26 +213,28 @@ fn take(inputs: &Inputs) -> Result<Taken, BuildError> {
             .ok_or(BuildError::NoPart(wanted.locked.role))
     };
 
-    let rule = Rule::parse(DRIVERS)?;
+    let rule = &inputs.rule;
     let drivers = drivers::select(&kernel, rule.names())?;
     let named = drivers.firmware();
     let (with, without): (Vec<_>, Vec<_>) =
         named.iter().partition(|(_, modules)| modules.iter().any(|module| !rule.goes_without_firmware(module)));
-    let packages: Vec<&Files> =
-        rest.iter().filter(|(part, _)| part.locked.role == Role::Firmware).map(|(_, files)| files).collect();
+    // Microcode packages have firmware for the processors' own devices as well.
+    let packages: Vec<&Files> = rest
+        .iter()
+        .filter(|(part, _)| matches!(part.locked.role, Role::Firmware | Role::Microcode))
+        .map(|(_, files)| files)
+        .collect();
     let mut firmware = firmware::collect(with.iter().map(|(name, _)| **name), &packages)
         .map_err(|source| BuildError::Io { path: "firmware".into(), source })?;
     firmware.left_out.extend(without.iter().map(|(name, _)| (**name).to_owned()));
     firmware.left_out.sort_unstable();
 
-    let mut licences = BTreeMap::new();
+    let mut licences = inputs.licences.clone();
     for (part, files) in rest.iter().map(|(part, files)| (*part, files)).chain([(kernel_part, &kernel)]) {
-        for name in ["copyright", "license"] {
-            if let Some(text) = files.get(&format!("usr/share/doc/{}/{name}", part.locked.package)) {
-                licences.entry(part.locked.handle.clone()).or_insert_with(Vec::new).extend_from_slice(text);
-            }
-        }
+        licences.debian(&part.locked.source, &part.locked.package, files);
     }
+    let licences =
+        licences.compressed().map_err(|source| BuildError::Io { path: "licences".into(), source })?;
 
     let vmlinuz = format!("boot/vmlinuz-{}", drivers.release);
     let microcode = |make: fn(&Files) -> Vec<u8>| {

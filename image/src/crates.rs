@@ -40,7 +40,6 @@ pub enum CrateError {
 #[derive(Deserialize)]
 struct Metadata {
     packages: Vec<Package>,
-    resolve: Resolve,
     workspace_members: Vec<String>,
 }
 
@@ -50,6 +49,7 @@ struct Package {
     name: String,
     version: String,
     license: Option<String>,
+    manifest_path: PathBuf,
     targets: Vec<Target>,
 }
 
@@ -57,28 +57,6 @@ struct Package {
 struct Target {
     kind: Vec<String>,
     name: String,
-}
-
-#[derive(Deserialize)]
-struct Resolve {
-    nodes: Vec<Node>,
-}
-
-#[derive(Deserialize)]
-struct Node {
-    id: String,
-    deps: Vec<Dependency>,
-}
-
-#[derive(Deserialize)]
-struct Dependency {
-    pkg: String,
-    dep_kinds: Vec<DependencyKind>,
-}
-
-#[derive(Deserialize)]
-struct DependencyKind {
-    kind: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -93,72 +71,96 @@ struct LockedCrate {
     checksum: Option<String>,
 }
 
-/// Entries for all crates that are linked into `programs`, of the workspace at `tree`.
-pub fn linked(tree: &Path, programs: &[&str]) -> Result<Vec<Entry>, CrateError> {
-    let mut cargo = tools::command("cargo");
-    cargo
-        .current_dir(tree)
-        .args(["metadata", "--format-version", "1", "--locked", "--offline", "--filter-platform", PLATFORM]);
-    let json = tools::output(cargo).map_err(|source| CrateError::Cargo { tree: tree.to_owned(), source })?;
-    let metadata: Metadata = serde_json::from_slice(&json)?;
+/// A crate that is linked in.
+#[derive(Debug, Clone)]
+pub struct Linked {
+    /// What the manifest says of it.
+    pub entry: Entry,
+    /// Its source on this machine, where its terms are.
+    pub dir: PathBuf,
+}
+
+/// All crates that are linked into `programs`, of the workspace at `tree`.
+///
+/// `cargo tree` says which crates a program has with the features that are on, without build scripts, procedural macros and what
+/// tests need (`cargo metadata` lists more than is built); `cargo metadata` says what their terms are and where.
+pub fn linked(tree: &Path, programs: &[&str]) -> Result<Vec<Linked>, CrateError> {
+    let metadata: Metadata =
+        serde_json::from_slice(&cargo(tree, &["metadata", "--format-version", "1", "--filter-platform", PLATFORM])?)?;
     let path = tree.join("Cargo.lock");
     let lock: CargoLock = std::fs::read_to_string(&path)
         .map_err(Into::into)
         .and_then(|text| toml::from_str(&text).map_err(Into::into))
         .map_err(|source| CrateError::LockFile { path, source })?;
-    Ok(entries(&metadata, &lock, programs))
-}
 
-fn entries(metadata: &Metadata, lock: &CargoLock, programs: &[&str]) -> Vec<Entry> {
-    let packages: BTreeMap<&str, &Package> = metadata.packages.iter().map(|p| (p.id.as_str(), p)).collect();
-    let nodes: BTreeMap<&str, &Node> = metadata.resolve.nodes.iter().map(|n| (n.id.as_str(), n)).collect();
-    let ours: BTreeSet<&str> = metadata.workspace_members.iter().map(String::as_str).collect();
-    let sums: BTreeMap<(&str, &str), &str> = lock
-        .package
-        .iter()
-        .filter_map(|p| Some(((p.name.as_str(), p.version.as_str()), p.checksum.as_deref()?)))
-        .collect();
-
-    // By crate, the programs that have it.
-    let mut users: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+    // By name and version, the programs that have it.
+    let mut users: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
     for program in programs {
         let builds = |target: &Target| target.name == *program && target.kind.iter().any(|kind| kind == "bin");
-        let roots = ours.iter().filter(|id| packages.get(*id).is_some_and(|p| p.targets.iter().any(builds)));
-        let mut open: Vec<&str> = roots.copied().collect();
-        while let Some(id) = open.pop() {
-            if !users.entry(id).or_default().insert(program) {
-                continue;
+        let ours = metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id));
+        for package in ours.filter(|package| package.targets.iter().any(builds)) {
+            let listed = cargo(
+                tree,
+                &[
+                    "tree", "-p", &package.name, "--target", PLATFORM, "--edges", "normal,no-proc-macro", "--prefix", "none",
+                    "--format", "{p}",
+                ],
+            )?;
+            for key in String::from_utf8_lossy(&listed).lines().filter_map(listed_crate) {
+                users.entry(key).or_default().insert(program);
             }
-            let Some(node) = nodes.get(id) else { continue };
-            // Build scripts and procedural macros run at build time; dependencies of tests are not there at all.
-            let normal = |dep: &&Dependency| dep.dep_kinds.iter().any(|kind| kind.kind.is_none());
-            let linked = |dep: &&Dependency| {
-                packages.get(dep.pkg.as_str()).is_some_and(|p| !p.targets.iter().any(|t| t.kind.contains(&"proc-macro".into())))
-            };
-            open.extend(node.deps.iter().filter(normal).filter(linked).map(|dep| dep.pkg.as_str()));
         }
     }
+    Ok(entries(&metadata, &lock, &users))
+}
 
-    let mut all: Vec<Entry> = users
+/// Runs cargo without network and without changing the lock file.
+fn cargo(tree: &Path, args: &[&str]) -> Result<Vec<u8>, CrateError> {
+    let mut cargo = tools::command("cargo");
+    cargo.current_dir(tree).args(args).args(["--locked", "--offline"]);
+    tools::output(cargo).map_err(|source| CrateError::Cargo { tree: tree.to_owned(), source })
+}
+
+/// A line of `cargo tree`: `name v1.2.3`, with a path behind it for our own crates, and `(*)` for repeats.
+fn listed_crate(line: &str) -> Option<(String, String)> {
+    let mut words = line.split_whitespace();
+    let (name, version) = (words.next()?, words.next()?.strip_prefix('v')?);
+    match words.next() {
+        Some(word) if word.starts_with("(/") => None,
+        _ => Some((name.to_owned(), version.to_owned())),
+    }
+}
+
+fn entries(metadata: &Metadata, lock: &CargoLock, users: &BTreeMap<(String, String), BTreeSet<&str>>) -> Vec<Linked> {
+    let sum = |package: &Package| {
+        let same = |locked: &&LockedCrate| locked.name == package.name && locked.version == package.version;
+        lock.package.iter().find(same).and_then(|locked| locked.checksum.clone()).unwrap_or_default()
+    };
+    let mut all: Vec<Linked> = metadata
+        .packages
         .iter()
-        .filter(|(id, _)| !ours.contains(*id))
-        .filter_map(|(id, programs)| packages.get(id).map(|package| (package, programs)))
-        .map(|(package, programs)| Entry {
-            kind: Kind::Crate,
-            name: package.name.clone(),
-            version: package.version.clone(),
-            licence: package.license.clone().unwrap_or_else(|| "see its licence file".into()).replace('/', " OR "),
-            takes: format!("linked into {}", programs.iter().copied().collect::<Vec<_>>().join(", ")),
-            sha256: sums.get(&(package.name.as_str(), package.version.as_str())).copied().unwrap_or_default().to_owned(),
-            source: Source {
+        .filter(|package| !metadata.workspace_members.contains(&package.id))
+        .filter_map(|package| Some((package, users.get(&(package.name.clone(), package.version.clone()))?)))
+        .map(|(package, programs)| Linked {
+            entry: Entry {
+                kind: Kind::Crate,
                 name: package.name.clone(),
                 version: package.version.clone(),
-                place: "crates.io, under this name and version".into(),
-                built_using: String::new(),
+                // Old crates write a slash for "or".
+                licence: package.license.as_deref().unwrap_or("see its licence file").replace('/', " OR ").replace("  ", " "),
+                takes: format!("linked into {}", programs.iter().copied().collect::<Vec<_>>().join(", ")),
+                sha256: sum(package),
+                source: Source {
+                    name: package.name.clone(),
+                    version: package.version.clone(),
+                    place: "crates.io, under this name and version".into(),
+                    built_using: String::new(),
+                },
             },
+            dir: package.manifest_path.parent().unwrap_or(Path::new("/")).to_owned(),
         })
         .collect();
-    all.sort_by(|a, b| (&a.name, &a.version).cmp(&(&b.name, &b.version)));
+    all.sort_by(|a, b| (&a.entry.name, &a.entry.version).cmp(&(&b.entry.name, &b.entry.version)));
     all
 }
 
@@ -214,7 +216,7 @@ mod tests {
     fn this_trees_own_program_lists_its_crates() {
         let tree = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
         let all = linked(&tree, &["keelson-image"]).expect("metadata");
-        let find = |name: &str| all.iter().find(|entry| entry.name == name);
+        let find = |name: &str| all.iter().map(|linked| &linked.entry).find(|entry| entry.name == name);
         assert_eq!(find("gpt").expect("gpt").sha256.len(), 64);
         assert!(find("proptest").is_none(), "a dependency of tests is not in a program");
         assert!(find("serde_derive").is_none(), "a procedural macro is not in a program");

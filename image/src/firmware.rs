@@ -33,8 +33,8 @@ pub fn collect<'a>(names: impl IntoIterator<Item = &'a str>, packages: &[&Files]
                 found = true;
                 let short = path.strip_prefix("lib/firmware/").unwrap_or(&path);
                 let key = format!("{short}.xz");
-                if !out.files.contains_key(&key) {
-                    out.files.insert(key, compress(bytes)?);
+                if let std::collections::btree_map::Entry::Vacant(place) = out.files.entry(key) {
+                    place.insert(compress(bytes)?);
                 }
             }
         }
@@ -57,8 +57,8 @@ fn matching(files: &Files, name: &str) -> Vec<String> {
     }
 }
 
-/// The kernel's decoder knows CRC32 and needs no large window.
-fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
+/// Compresses to xz as the kernel takes it: its decoder knows CRC32, and a small window is enough.
+pub fn compress(bytes: &[u8]) -> io::Result<Vec<u8>> {
     let mut options = XzOptions::with_preset(6);
     options.set_check_sum_type(CheckType::Crc32);
     options.lzma_options.dict_size = 1 << 20;

@@ -16,6 +16,7 @@ pub mod fetch;
 pub mod firmware;
 pub mod fixed;
 pub mod initramfs;
+pub mod licences;
 pub mod lock;
 pub mod manifest;
 pub mod microcode;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -9,6 +10,8 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use keelson_image::archive::Archive;
 use keelson_image::artefacts::{self, Inputs};
+use keelson_image::drivers::{DRIVERS, Rule};
+use keelson_image::licences::Licences;
 use keelson_image::lock::{self, Lock};
 use keelson_image::parts::Cache;
 use keelson_image::wants::{PARTS, Role, Wants};
@@ -104,9 +107,19 @@ fn added(text: &str) -> Result<(String, PathBuf), String> {
     Ok((path.to_owned(), file.into()))
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("keelson-image: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
     let wants = Wants::parse(PARTS)?;
-    match Cli::parse().command {
+    match command {
         Command::Build { bin_dir, out, tree, cmdline, add, store } => {
             tools::require(&[tools::FETCH, tools::BUILD])?;
             build(wants, Build { bin_dir, out, tree, cmdline, add }, &store)
@@ -135,15 +148,19 @@ fn build(wants: Wants, build: Build, store: &Store) -> Result<()> {
     let lock = Lock::read(&store.lock)?;
     let programs = artefacts::programs(&build.bin_dir)?;
     let names: Vec<&str> = initramfs::PROGRAMS.iter().map(|(name, _)| *name).collect();
+    let crates = crates::linked(&build.tree, &names)?;
+    let mut licences = Licences::common()?;
+    licences.crates(crates.iter().map(|c| (c.entry.name.as_str(), c.entry.version.as_str(), c.dir.as_path())))?;
     let mut linked = vec![crates::c_library(), crates::rust_libraries()];
-    linked.extend(crates::linked(&build.tree, &names)?);
+    linked.extend(crates.into_iter().map(|linked| linked.entry));
     let mut added = BTreeMap::new();
     for (path, file) in build.add {
         let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         added.insert(path, bytes);
     }
     let parts = store.cache()?.obtain(&wants, &lock, artefacts::ROLES)?;
-    let inputs = Inputs { wants, parts, programs, linked, more_words: build.cmdline, added };
+    let rule = Rule::parse(DRIVERS)?;
+    let inputs = Inputs { wants, rule, parts, programs, linked, licences, more_words: build.cmdline, added };
     let assembly = artefacts::assemble(&inputs)?;
     let files = assembly.write(&build.out)?;
     print!("{}", assembly.sizes.lines());
