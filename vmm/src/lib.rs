@@ -4,7 +4,18 @@
 //! so that the process needs no right to open anything. Devices know neither control sockets nor how state travels: they
 //! implement [`devices::bus::BusDevice`] to run and [`devices::saved::Saved`] to move.
 
+pub mod acpi;
+pub mod boot;
+pub mod cli;
+pub mod console;
+pub mod control;
 pub mod devices;
+pub mod kvm;
+pub mod launch;
+pub mod machine;
 pub mod memory;
 pub mod pci;
+#[allow(unsafe_code)]
+mod sys;
+pub mod terminal;
 pub mod virtio;
