@@ -1,0 +1,44 @@
+//! Shutting the host down or restarting it, and restarting its management network.
+
+use std::sync::Arc;
+
+use keelson_api::{HostPower, HostPowerAction, Problem, Task};
+use keelson_init_control::{PowerAction, Request};
+use keelson_netcfg_control::Client;
+
+use crate::problems::argument;
+use crate::services::Services;
+use crate::tasks::Plan;
+
+/// The longest time that guests may be given, in seconds.
+const MAX_GUEST_DEADLINE_S: u32 = 3600;
+
+impl Services {
+    /// Begins to shut the host down or to restart it. The task ends when init has taken over; the host agent itself ends soon after.
+    pub fn host_power(&self, power: &HostPower, who: &str) -> Result<Task, Problem> {
+        if power.guest_deadline_s > MAX_GUEST_DEADLINE_S {
+            return Err(argument("guest_deadline_s", format!("guests cannot be given {} s", power.guest_deadline_s), &format!("give 0 to {MAX_GUEST_DEADLINE_S}")));
+        }
+        let (name, action) = match power.action {
+            HostPowerAction::Reboot => ("Reboot Host", PowerAction::Reboot),
+            HostPowerAction::PowerOff => ("Shut Down Host", PowerAction::PowerOff),
+        };
+        let request = Request::Power { action, guest_deadline_ms: u64::from(power.guest_deadline_s) * 1000 };
+        let units = Arc::clone(&self.units);
+        let seconds = power.guest_deadline_s;
+        log::warn!("\"{name}\" was asked for by {who}");
+        self.tasks.start(Plan { name, target: "host".into(), who: who.into(), cancel: None }, move |_| {
+            units.tell("the host could not be shut down", &request)?;
+            Ok(format!("init is shutting down; guests have {seconds} s after their power button"))
+        })
+    }
+
+    /// Begins to restart the management network.
+    pub fn restart_network(&self, who: &str) -> Result<Task, Problem> {
+        let netd = Arc::clone(&self.netd);
+        self.tasks.start(Plan { name: "Restart Management Network", target: "network".into(), who: who.into(), cancel: None }, move |_| {
+            netd.ask("the management network could not be restarted", Client::restart)?;
+            Ok("the management network was restarted".into())
+        })
+    }
+}

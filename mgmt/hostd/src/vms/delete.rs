@@ -1,0 +1,78 @@
+//! Deleting a VM that is off: its own files go, what a person put beside them stays.
+
+use std::sync::Arc;
+
+use keelson_api::{Fault, Problem, Task};
+use uuid::Uuid;
+
+use super::document::{CONSOLE_LOG, FILE, LAST_RUN};
+use super::{Entry, Vms};
+use crate::datastores::DatastorePath;
+use crate::problems;
+use crate::tasks::{Plan, Progress};
+
+impl Vms {
+    /// Begins to delete a VM.
+    pub fn delete(self: &Arc<Self>, id: Uuid, who: &str) -> Result<Task, Problem> {
+        let entry = self.inventory.get(id)?;
+        self.check_deletable(id, &entry)?;
+        let plan = Plan { name: "Delete Virtual Machine", target: id.to_string(), who: who.into(), cancel: None };
+        let vms = Arc::clone(self);
+        self.tasks.start(plan, move |progress| vms.deleted(id, progress))
+    }
+
+    fn check_deletable(&self, id: Uuid, entry: &Entry) -> Result<(), Problem> {
+        let Ok(document) = &entry.document else { return self.must_be_off(id, &id.to_string(), "deleted") };
+        self.must_be_off(id, &document.name, "deleted")?;
+        for disk in document.disks.iter().filter(|d| d.own) {
+            let others = self.inventory.all();
+            let mut users = others.iter().filter(|(other, _)| *other != id).filter_map(|(_, e)| e.document.as_ref().ok());
+            if let Some(user) = users.find(|d| d.disks.iter().any(|o| o.path == disk.path)) {
+                let detail = format!("`{}` of {} is a disk of {} too", disk.path, document.name, user.name);
+                return Err(Problem::new(Fault::FileInUse, detail).remedy(format!("delete {} first", user.name)));
+            }
+        }
+        Ok(())
+    }
+
+    fn deleted(&self, id: Uuid, progress: &Progress) -> Result<String, Problem> {
+        let entry = self.inventory.get(id)?;
+        self.check_deletable(id, &entry)?;
+        self.await_released(id)?;
+        let Ok(document) = entry.document else {
+            self.inventory.remove(id)?;
+            return Ok(format!("The VM was taken off the list; its directory `{}` could not be used and is left as it is", entry.directory));
+        };
+        progress.say(10, "Removing its files");
+        let failed = |e: std::io::Error| problems::file(format!("`{}` could not be removed", entry.directory), &e);
+        let home = self.home(&entry.directory)?;
+        for disk in document.disks.iter().filter(|d| d.own) {
+            // Made as a file of this directory; a path that was edited to lead elsewhere is not followed.
+            let path = DatastorePath::parse(&disk.path).ok().filter(|p| p.is_within(&entry.directory));
+            if let Some((parents, name)) = path.as_ref().and_then(DatastorePath::split)
+                && parents == entry.directory.parts()
+            {
+                home.remove(name).map_err(failed)?;
+            }
+        }
+        home.remove(CONSOLE_LOG).map_err(failed)?;
+        home.remove(LAST_RUN).map_err(failed)?;
+        for name in home.names().map_err(failed)?.iter().filter(|n| n.starts_with("owner.")) {
+            home.remove(name).map_err(failed)?;
+        }
+        progress.say(60, "Removing its description");
+        home.remove(FILE).map_err(failed)?;
+        let left = home.names().map_err(failed)?;
+        if left.is_empty()
+            && let Some((parents, name)) = entry.directory.split()
+        {
+            let parent = self.datastores.get(entry.directory.datastore())?.directory()?.descend(parents).map_err(failed)?;
+            parent.remove_directory(name).and_then(|()| parent.sync()).map_err(failed)?;
+        } else {
+            home.sync().map_err(failed)?;
+        }
+        self.inventory.remove(id)?;
+        let name = &document.name;
+        Ok(if left.is_empty() { format!("{name} was deleted") } else { format!("{name} was deleted; {} other files stay in `{}`", left.len(), entry.directory) })
+    }
+}
