@@ -78,13 +78,23 @@ pub(super) struct Wires<'a> {
 }
 
 /// Makes the devices of a description and puts them on the bus. The descriptors stay with the machine: the next board needs them again.
-pub(super) fn plug(bus: &mut PciBus, config: &MachineConfig, disks: &[File], taps: &[OwnedFd], wires: &Wires<'_>) -> Result<(), DeviceError> {
+pub(super) fn plug(
+    bus: &mut PciBus,
+    config: &MachineConfig,
+    disks: &[File],
+    taps: &[OwnedFd],
+    wires: &Wires<'_>,
+) -> Result<(), DeviceError> {
     wires.plug(bus, RNG_SLOT, Rng::new())?;
     for ((index, disk), file) in (0u8..).zip(&config.disks).zip(disks) {
         let slot = DISK_SLOTS + index;
         let file = file.try_clone().map_err(|source| DeviceError::Connect { slot, source })?;
         let block = Block::new(file, disk.read_only, &disk.serial);
-        wires.plug(bus, slot, block.map_err(|source| DeviceError::Disk { index, fd: disk.fd.clone(), source })?)?;
+        wires.plug(
+            bus,
+            slot,
+            block.map_err(|source| DeviceError::Disk { index, fd: disk.fd.clone(), source })?,
+        )?;
     }
     for ((index, nic), tap) in (0u8..).zip(&config.nics).zip(taps) {
         let slot = NIC_SLOTS + index;
@@ -98,8 +108,10 @@ pub(super) fn plug(bus: &mut PciBus, config: &MachineConfig, disks: &[File], tap
 
 impl Wires<'_> {
     fn plug<D: VirtioDevice>(&self, bus: &mut PciBus, slot: u8, device: D) -> Result<(), DeviceError> {
-        let function = VirtioPci::new(device, self.ram.clone(), Arc::clone(&self.router), Arc::clone(&self.doorbells));
-        let function: SharedFunction = Arc::new(Mutex::new(function.map_err(|source| DeviceError::Connect { slot, source })?));
+        let function =
+            VirtioPci::new(device, self.ram.clone(), Arc::clone(&self.router), Arc::clone(&self.doorbells));
+        let function: SharedFunction =
+            Arc::new(Mutex::new(function.map_err(|source| DeviceError::Connect { slot, source })?));
         Ok(bus.add(slot, function)?)
     }
 }

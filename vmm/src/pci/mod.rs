@@ -12,7 +12,7 @@ pub mod msix;
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::devices::bus::{Bus, BusDevice};
 use config_space::BAR_COUNT;
@@ -76,7 +76,8 @@ struct Slot {
 /// PCI bus 0.
 pub struct PciBus {
     slots: BTreeMap<u8, Slot>,
-    mmio: Arc<Bus>,
+    /// Weak, since the MMIO bus holds this one (its ECAM area): a machine that ends must not be kept alive by itself.
+    mmio: Weak<Bus>,
     /// Where BARs may answer. An address outside (on RAM, on an interrupt controller) is kept in the register but not decoded.
     windows: Vec<Range<u64>>,
 }
@@ -110,12 +111,12 @@ fn lock(function: &SharedFunction) -> std::sync::MutexGuard<'_, dyn PciFunction 
 impl PciBus {
     /// A bus with a host bridge in slot 0. BARs are put at the start of `window32` (which must have [`SLOT_WINDOW`] for each slot) and may
     /// be moved by the guest anywhere in `window32` and, when there is one, in `window64`.
-    pub fn new(mmio: Arc<Bus>, window32: Range<u64>, window64: Option<Range<u64>>) -> Self {
+    pub fn new(mmio: &Arc<Bus>, window32: Range<u64>, window64: Option<Range<u64>>) -> Self {
         let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
         let slot = Slot { function: bridge, mapped: [None; BAR_COUNT], home: [None; BAR_COUNT] };
         Self {
             slots: BTreeMap::from([(0, slot)]),
-            mmio,
+            mmio: Arc::downgrade(mmio),
             windows: std::iter::once(window32).chain(window64).collect(),
         }
     }
@@ -209,6 +210,8 @@ impl PciBus {
     /// Brings the MMIO bus in step with what every function decodes. All slots are looked at, since a BAR that had no place because
     /// another one lay there gets it when the other moves away.
     fn map(&mut self) {
+        // Gone only while the machine is taken apart.
+        let Some(mmio) = self.mmio.upgrade() else { return };
         let wanted = |slot: &Slot, bar: usize, size: u64| {
             let address = lock(&slot.function).config().decoded(bar)?;
             let end = address.checked_add(size)?;
@@ -229,13 +232,13 @@ impl PciBus {
                 && let Some(old) = slot.mapped.get_mut(*bar).and_then(Option::take)
             {
                 lock(&slot.function).bar_moved(*bar, None);
-                self.mmio.remove(old);
+                mmio.remove(old);
             }
         }
         for (number, bar, size, wanted) in moves {
             let (Some(slot), Some(address)) = (self.slots.get_mut(&number), wanted) else { continue };
             let range = BarRange { function: Arc::clone(&slot.function), bar };
-            if let Err(overlap) = self.mmio.insert(address, size, Arc::new(Mutex::new(range))) {
+            if let Err(overlap) = mmio.insert(address, size, Arc::new(Mutex::new(range))) {
                 // A guest can cause this at will, so it is no warning.
                 log::debug!("BAR {bar} of PCI slot {number} is not decoded: {overlap}");
                 continue;

@@ -61,7 +61,7 @@ struct Rig {
 /// Functions of 32 KiB in the slots 1, 2 and so on.
 fn rig(count: u8) -> Rig {
     let mmio = Arc::new(Bus::new());
-    let bus = Arc::new(Mutex::new(PciBus::new(Arc::clone(&mmio), WINDOW, Some(HIGH))));
+    let bus = Arc::new(Mutex::new(PciBus::new(&mmio, WINDOW, Some(HIGH))));
     let functions: Vec<_> = (1..=count).map(|n| plain(n, 0x8000)).collect();
     for (slot, function) in (1..).zip(&functions) {
         bus.lock().unwrap().add(slot, Arc::clone(function) as SharedFunction).unwrap();
@@ -190,7 +190,7 @@ fn a_restored_function_keeps_its_address() {
     function.lock().unwrap().space.set_bar(0, 0xd000_0000);
     function.lock().unwrap().space.write(4, &[2, 0]);
     let mmio = Arc::new(Bus::new());
-    let mut bus = PciBus::new(Arc::clone(&mmio), WINDOW, None);
+    let mut bus = PciBus::new(&mmio, WINDOW, None);
     bus.add(4, Arc::clone(&function) as SharedFunction).unwrap();
     assert!(mmio.write(0xd000_0000, &[0]));
     assert_eq!(function.lock().unwrap().moves, [Some(0xd000_0000)]);

@@ -83,7 +83,11 @@ impl<D: VirtioDevice> Saved for VirtioPci<D> {
 
     fn save(&self) -> Self::State {
         debug_assert!(!matches!(self.work, Work::Serving), "the machine is paused when it is saved");
-        let parked: &[_] = if let Work::Parked(queues) = &self.work { queues } else { &[] };
+        // Of a device that waits for a reset, nobody asks where it stood.
+        let parked: &[_] = match &self.work {
+            Work::Parked(queues) if !self.interrupt.needs_reset() => queues,
+            _ => &[],
+        };
         let queues = (0u16..).zip(&self.common.queues).map(|(index, registers)| {
             let position = parked
                 .iter()
