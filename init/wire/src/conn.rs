@@ -92,6 +92,13 @@ impl Conn {
         let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
+    /// Whether a read would return at once: with bytes, with the peer's end, or with an error.
+    pub fn has_input(&self) -> bool {
+        let mut byte = [0u8; 1];
+        let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
+        !matches!(nix::sys::socket::recv(self.stream.as_raw_fd(), &mut byte, flags), Err(nix::errno::Errno::EAGAIN))
+    }
+
     /// Who is at the other end.
     pub fn peer(&self) -> io::Result<PeerIdentity> {
         let cred = nix::sys::socket::getsockopt(&self.stream, sockopt::PeerCredentials)?;

@@ -137,6 +137,11 @@ impl<E: Serialize> Stream<E> {
         self.conn.send(event, &[])
     }
 
+    /// Whether the listener is gone: it closed its end, or broke the one-way rule by sending.
+    pub fn is_closed(&self) -> bool {
+        self.conn.has_input()
+    }
+
     /// How long one send may block on a listener that does not read.
     pub fn set_timeout(&self, timeout: Option<Duration>) -> std::io::Result<()> {
         self.conn.set_write_timeout(timeout)

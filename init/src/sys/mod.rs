@@ -1,0 +1,5 @@
+//! The system calls of init that no crate wraps, each behind a safe function.
+
+pub(crate) mod child;
+pub(crate) mod ioctl;
+pub(crate) mod module;
