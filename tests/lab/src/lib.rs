@@ -3,6 +3,7 @@
 
 pub mod artefacts;
 pub mod console;
+pub mod dhcp_server;
 pub mod guest;
 pub mod light;
 pub mod need;
