@@ -1,5 +1,5 @@
 /* The PVH entry: 32-bit, no paging. It maps the first 4 GiB one to one for ring 3, goes to long mode, and drops to ring 3 with
-   I/O privilege, where even a hypervisor that emulates ring 0 runs code natively. */
+   all ports open, where even a hypervisor that emulates ring 0 runs code natively. */
 
     .section .note.pvh, "a", @note
     .long 4, 8, 18
@@ -57,6 +57,15 @@ long_mode:
     movw %ax, %fs
     movw %ax, %gs
     movl %esi, %edi
+    /* All ports are open to ring 3 by the task's bitmap: not every hypervisor keeps the I/O privilege level in flags. */
+    movl $tss, %eax
+    movw %ax, gdt + 0x28 + 2
+    shrl $16, %eax
+    movb %al, gdt + 0x28 + 4
+    movb %ah, gdt + 0x28 + 7
+    movw $104, tss + 102
+    movw $0x28, %ax
+    ltr %ax
     pushq $0x1b
     pushq $stack_top
     pushq $0x3002
@@ -84,11 +93,15 @@ gdt:
     .quad 0x00cf93000000ffff
     .quad 0x00cff3000000ffff
     .quad 0x00affb000000ffff
+    /* The task: its address is filled in, its limit covers the bitmap. */
+    .quad 0x0000890000002068, 0
 gdt_pointer:
     .word gdt_pointer - gdt - 1
     .long gdt
 
     .section .bss
+    .balign 16
+tss:  .skip 104 + 8192 + 8
     .balign 4096
 pml4: .skip 4096
 pdpt: .skip 4096

@@ -58,6 +58,15 @@ static void echo(void) {
     }
 }
 
+/* A guest with manners: answers each byte with the next one, and switches itself off when its power button is pressed. */
+static void serve(void) {
+    print("serving\n");
+    for (;;) {
+        if (inw(PM1_STATUS) & POWER_BUTTON) { outw(PM1_STATUS, POWER_BUTTON); print("going down\n"); off(); }
+        if (inb(COM1 + 5) & 1) put(inb(COM1) + 1);
+    }
+}
+
 static void dirty(u64 mib) {
     u64 *from = (u64 *)(16UL << 20), *to = (u64 *)((16UL + mib) << 20);
     for (u64 *p = from; p < to; p += 8) *p = (u64)p * 0x9e3779b97f4a7c15UL;
@@ -114,6 +123,7 @@ void payload(struct start_info *info) {
         outw(PM1_STATUS, POWER_BUTTON);
         print((inw(PM1_STATUS) & POWER_BUTTON) ? "stuck\n" : "pressed\n");
     }
+    if (word(cmdline, "serve")) serve();
     if (word(cmdline, "echo")) { print("ready\n"); echo(); }
     off();
 }
