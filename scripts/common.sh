@@ -93,5 +93,5 @@ build_image() {
 
 # The lab works in namespaces: as root directly, otherwise in a user namespace where the kernel allows that.
 in_lab() {
-    if [ "$(id -u)" = 0 ]; then "$@"; else unshare --user --map-root-user --mount --net "$@"; fi
+    if [ "$(id -u)" = 0 ]; then "$@"; else unshare --user --map-root-user --mount "$@"; fi
 }

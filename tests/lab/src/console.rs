@@ -44,7 +44,36 @@ struct Seen {
 /// A console's screen and keyboard.
 pub struct Console {
     seen: Arc<(Mutex<Seen>, Condvar)>,
-    keyboard: Mutex<Box<dyn Write + Send>>,
+    keyboard: Keyboard,
+    taps: Taps,
+}
+
+/// A console's keyboard.
+#[derive(Clone)]
+pub struct Keyboard(Arc<Mutex<Box<dyn Write + Send>>>);
+
+impl Keyboard {
+    /// Types these bytes.
+    pub fn send(&self, keys: &[u8]) -> std::io::Result<()> {
+        let mut keyboard = lock(&self.0);
+        keyboard.write_all(keys)?;
+        keyboard.flush()
+    }
+}
+
+/// Whoever else gets every byte that a console prints; one that fails is dropped.
+#[derive(Clone, Default)]
+pub struct Taps(Arc<Mutex<Vec<Box<dyn Write + Send>>>>);
+
+impl Taps {
+    /// Adds one.
+    pub fn add(&self, tap: Box<dyn Write + Send>) {
+        lock(&self.0).push(tap);
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        lock(&self.0).retain_mut(|tap| tap.write_all(bytes).and_then(|()| tap.flush()).is_ok());
+    }
 }
 
 impl std::fmt::Debug for Console {
@@ -59,10 +88,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Console {
     /// A console of 24 lines of 80 columns whose output is read from `output` on a thread of its own; `echo` also gets every byte.
-    pub fn new(mut output: impl Read + Send + 'static, keyboard: impl Write + Send + 'static, mut echo: Option<Box<dyn Write + Send>>) -> Self {
+    pub fn new(mut output: impl Read + Send + 'static, keyboard: impl Write + Send + 'static, echo: Option<Box<dyn Write + Send>>) -> Self {
         let screen = vt100::Parser::new(LINES, COLUMNS, 0);
         let seen = Arc::new((Mutex::new(Seen { screen, transcript: Vec::new(), closed: false }), Condvar::new()));
         let shared = Arc::clone(&seen);
+        let taps = Taps::default();
+        echo.into_iter().for_each(|echo| taps.add(echo));
+        let all = taps.clone();
         std::thread::spawn(move || {
             let mut buffer = [0u8; 4096];
             loop {
@@ -72,9 +104,7 @@ impl Console {
                     Err(_) => 0,
                 };
                 let bytes = buffer.get(..n).unwrap_or_default();
-                if let Some(echo) = &mut echo {
-                    let _ = echo.write_all(bytes).and_then(|()| echo.flush());
-                }
+                all.write(bytes);
                 let mut now = lock(&shared.0);
                 now.screen.process(bytes);
                 now.transcript.extend_from_slice(bytes);
@@ -85,7 +115,7 @@ impl Console {
                 }
             }
         });
-        Self { seen, keyboard: Mutex::new(Box::new(keyboard)) }
+        Self { seen, keyboard: Keyboard(Arc::new(Mutex::new(Box::new(keyboard)))), taps }
     }
 
     /// What the screen shows now, a line per row.
@@ -128,9 +158,17 @@ impl Console {
 
     /// Types.
     pub fn type_keys(&self, keys: &str) -> Result<()> {
-        let mut keyboard = lock(&self.keyboard);
-        keyboard.write_all(keys.as_bytes())?;
-        Ok(keyboard.flush()?)
+        Ok(self.keyboard.send(keys.as_bytes())?)
+    }
+
+    /// Its keyboard, for another thread.
+    pub fn keyboard(&self) -> Keyboard {
+        self.keyboard.clone()
+    }
+
+    /// Where others can listen in.
+    pub fn taps(&self) -> Taps {
+        self.taps.clone()
     }
 }
 

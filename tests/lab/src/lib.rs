@@ -4,10 +4,13 @@
 pub mod artefacts;
 pub mod console;
 pub mod dhcp_server;
+pub mod forward;
 pub mod guest;
 pub mod light;
 pub mod need;
 pub mod net;
+pub mod operator;
+pub mod payload;
 pub mod process;
 pub mod qmp;
 pub mod server;

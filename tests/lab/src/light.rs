@@ -9,6 +9,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use keelson_api::client::Client;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -26,6 +27,8 @@ pub struct LightOptions {
     pub nics: u32,
     /// Its state directory; a new one, gone with the host, when `None`.
     pub state: Option<PathBuf>,
+    /// Without a state partition: it runs from RAM.
+    pub ephemeral: bool,
     /// Without `/dev/kvm`, as on a server whose firmware has virtualisation switched off.
     pub no_kvm: bool,
 }
@@ -71,8 +74,11 @@ impl LightHost {
     pub fn start(net: &LabNet, options: &LightOptions) -> Result<Self> {
         let directory = scratch("light")?;
         let root = directory.path().join("root");
-        for dir in ["bin", "sbin", "dev", "proc", "sys", "run", "state", "etc", "tmp"] {
+        for dir in ["bin", "sbin", "dev", "proc", "sys", "run", "etc", "tmp"] {
             std::fs::create_dir_all(root.join(dir))?;
+        }
+        if !options.ephemeral {
+            std::fs::create_dir_all(root.join("state"))?;
         }
         place(&artefacts::binary("init")?, &root.join("init"))?;
         for name in ["netd", "hostd", "dcui", "keelson-vmm"] {
@@ -90,7 +96,10 @@ impl LightHost {
         let tty = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave)))?;
         let mut command = bound("unshare");
         command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--", "sh", "-c", LAUNCH, "launch"]);
-        command.arg(&root).arg(&tty).args(&options.words).env("STATE", &state);
+        command.arg(&root).arg(&tty).args(&options.words);
+        if !options.ephemeral {
+            command.env("STATE", &state);
+        }
         if options.no_kvm {
             command.env("NO_KVM", "1");
         }
@@ -118,6 +127,24 @@ impl LightHost {
         // What is left of the launcher's standard output is init's.
         std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         Ok(Self { process, init, console, cables, power_on, root, _directory: directory })
+    }
+
+    /// A client on the host's local socket: root, without a password.
+    pub fn local(&self) -> Client {
+        Client::local_at(self.inside(keelson_api::LOCAL_SOCKET))
+    }
+
+    /// Waits until the host agent answers on its local socket.
+    pub fn wait_agent(&self, within: Duration) -> Result<Client> {
+        let end = Instant::now() + within;
+        loop {
+            // The socket appears when hostd binds it; init tells only that hostd runs.
+            match self.local().health() {
+                Ok(_) => return Ok(self.local()),
+                Err(e) if Instant::now() > end => return Err(e).with_context(|| format!("hostd does not answer within {within:?}; init says:\n{}", self.init_log())),
+                Err(_) => std::thread::sleep(Duration::from_millis(20)),
+            }
+        }
     }
 
     /// The directory of a path inside the host, through its own mounts: `inside("/run/keelson/hostd.sock")`.
