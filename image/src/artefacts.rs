@@ -5,17 +5,16 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::deb::{DebError, Files};
+use crate::deb::DebError;
 use crate::digest;
 use crate::disk::{self, DiskError};
-use crate::drivers::{self, DriverError, Rule, Selection};
-use crate::firmware::{self, Firmware};
+use crate::drivers::{DriverError, Rule};
 use crate::initramfs::{self, Contents, FSCK, LICENCES, PROGRAMS};
 use crate::licences::Licences;
 use crate::manifest::{self, Artefact, Entry, Kind, Manifest, Source};
-use crate::microcode;
 use crate::parts::Part;
 use crate::sizes::{self, Sizes};
+use crate::taken::{self, Taken};
 use crate::tree::Tree;
 use crate::uki::{self, UkiError};
 use crate::wants::{Role, Wants};
@@ -31,9 +30,6 @@ pub const COMMAND_LINE: &str = "console=ttyS0,115200n8 console=tty0 quiet panic=
 
 /// The example of the file that an owner may edit on the ESP.
 pub const EXAMPLE: &str = include_str!("../keelson.conf");
-
-/// Where EFI programs for systemd's stub lie in its package.
-const STUB: &str = "lib/systemd/boot/efi/linuxx64.efi.stub";
 
 /// Why a build failed.
 #[derive(Debug, thiserror::Error)]
@@ -104,6 +100,8 @@ pub struct Inputs {
     pub more_words: String,
     /// Further files by path, for tests.
     pub added: BTreeMap<String, Vec<u8>>,
+    /// Where to keep what unpacking and compressing gave, so that the next build of the same parts need not repeat it.
+    pub kept: Option<PathBuf>,
 }
 
 /// The finished files, in memory.
@@ -145,21 +143,9 @@ fn is_static(program: &[u8]) -> bool {
         && segments.iter().all(|segment| segment.p_type(endian) != object::elf::PT_INTERP)
 }
 
-/// What is taken from the packages.
-struct Taken {
-    kernel: Vec<u8>,
-    stub: Vec<u8>,
-    fsck: Vec<u8>,
-    drivers: Selection,
-    firmware: Firmware,
-    intel: Vec<u8>,
-    amd: Vec<u8>,
-    licences: BTreeMap<String, Vec<u8>>,
-}
-
 /// Puts everything together. The same inputs give the same bytes.
 pub fn assemble(inputs: &Inputs) -> Result<Assembly, BuildError> {
-    let taken = take(inputs)?;
+    let taken = taken::of(inputs)?;
     let command_line = [COMMAND_LINE, inputs.more_words.trim()].join(" ").trim().to_owned();
     let manifest = describe(inputs, &taken, &command_line);
     let text = manifest.to_json()?;
@@ -187,83 +173,6 @@ pub fn assemble(inputs: &Inputs) -> Result<Assembly, BuildError> {
         return Err(BuildError::TooLarge { bytes: uki.len() as u64, lines: sizes.lines() });
     }
     Ok(Assembly { kernel: taken.kernel, initramfs, uki, manifest, sizes })
-}
-
-fn take(inputs: &Inputs) -> Result<Taken, BuildError> {
-    let of_role = |role| inputs.parts.iter().filter(move |part| part.locked.role == role);
-    let one = |role| of_role(role).next().ok_or(BuildError::NoPart(role));
-    let (kernel_part, stub_part, fsck_part) = (one(Role::Kernel)?, one(Role::Stub)?, one(Role::Fsck)?);
-
-    // Unpacking the kernel package takes about as long as everything else together.
-    let (kernel, rest) = std::thread::scope(|scope| {
-        let kernel = scope.spawn(|| Files::read(&kernel_part.deb, in_kernel));
-        let rest: Result<Vec<(&Part, Files)>, DebError> = inputs
-            .parts
-            .iter()
-            .filter(|part| part.locked.role != Role::Kernel)
-            .map(|part| Files::read(&part.deb, |path| in_others(part.locked.role, path)).map(|files| (part, files)))
-            .collect();
-        (kernel.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), rest)
-    });
-    let (kernel, rest) = (kernel?, rest?);
-    let files_of = |wanted: &Part| {
-        rest.iter()
-            .find(|(part, _)| part.locked.handle == wanted.locked.handle)
-            .map(|(_, files)| files)
-            .ok_or(BuildError::NoPart(wanted.locked.role))
-    };
-
-    let rule = &inputs.rule;
-    let drivers = drivers::select(&kernel, rule.names())?;
-    let named = drivers.firmware();
-    let (with, without): (Vec<_>, Vec<_>) =
-        named.iter().partition(|(_, modules)| modules.iter().any(|module| !rule.goes_without_firmware(module)));
-    // Microcode packages have firmware for the processors' own devices as well.
-    let packages: Vec<&Files> = rest
-        .iter()
-        .filter(|(part, _)| matches!(part.locked.role, Role::Firmware | Role::Microcode))
-        .map(|(_, files)| files)
-        .collect();
-    let mut firmware = firmware::collect(with.iter().map(|(name, _)| **name), &packages)
-        .map_err(|source| BuildError::Io { path: "firmware".into(), source })?;
-    firmware.left_out.extend(without.iter().map(|(name, _)| (**name).to_owned()));
-    firmware.left_out.sort_unstable();
-
-    let mut licences = inputs.licences.clone();
-    for (part, files) in rest.iter().map(|(part, files)| (*part, files)).chain([(kernel_part, &kernel)]) {
-        licences.debian(&part.locked.source, &part.locked.package, files);
-    }
-    let licences =
-        licences.compressed().map_err(|source| BuildError::Io { path: "licences".into(), source })?;
-
-    let vmlinuz = format!("boot/vmlinuz-{}", drivers.release);
-    let microcode = |make: fn(&Files) -> Vec<u8>| {
-        let files = rest.iter().filter(|(part, _)| part.locked.role == Role::Microcode).map(|(_, files)| files);
-        files.flat_map(make).collect::<Vec<u8>>()
-    };
-    Ok(Taken {
-        kernel: kernel.need(&kernel_part.locked.package, &vmlinuz)?.to_vec(),
-        stub: files_of(stub_part)?.need(&stub_part.locked.package, STUB)?.to_vec(),
-        fsck: files_of(fsck_part)?.need(&fsck_part.locked.package, "sbin/e2fsck.static")?.to_vec(),
-        intel: microcode(microcode::intel),
-        amd: microcode(microcode::amd),
-        drivers,
-        firmware,
-        licences,
-    })
-}
-
-fn in_kernel(path: &str) -> bool {
-    ["boot/vmlinuz-", "lib/modules/"].iter().any(|start| path.starts_with(start)) || path.ends_with("/copyright")
-}
-
-fn in_others(role: Role, path: &str) -> bool {
-    path.starts_with("usr/share/doc/")
-        || match role {
-            Role::Stub => path == STUB,
-            Role::Fsck => path.ends_with("/e2fsck.static"),
-            _ => path.starts_with("lib/firmware/"),
-        }
 }
 
 fn describe(inputs: &Inputs, taken: &Taken, command_line: &str) -> Manifest {

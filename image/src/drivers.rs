@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::deb::{Entry, Files};
 use crate::modinfo::{self, Modinfo, ModinfoError};
@@ -43,7 +43,7 @@ pub enum DriverError {
 }
 
 /// `drivers.toml`.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rule {
     /// Version of this format: 1.
@@ -57,7 +57,7 @@ pub struct Rule {
 }
 
 /// Drivers that are in for one reason.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Group {
     /// Short name.
@@ -69,7 +69,7 @@ pub struct Group {
 }
 
 /// Drivers whose firmware is left out.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct WithoutFirmware {
     /// Module names with underscores.
@@ -96,7 +96,7 @@ impl Rule {
 }
 
 /// A selected module.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
     /// Path below `lib/modules/<version>/`.
     pub path: String,
@@ -107,7 +107,7 @@ pub struct Module {
 }
 
 /// The modules of one kernel that the image carries.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Selection {
     /// The kernel's version, as `uname -r` says it.
     pub release: String,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 
 use lzma_rust2::{CheckType, XzOptions, XzWriter};
+use serde::{Deserialize, Serialize};
 
 use crate::deb::Files;
 
@@ -11,7 +12,7 @@ use crate::deb::Files;
 pub const LARGEST_FILE: usize = 4 << 20;
 
 /// What was found.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Firmware {
     /// Compressed files by path below `lib/firmware/`, ending in `.xz`.
     pub files: BTreeMap<String, Vec<u8>>,

@@ -25,6 +25,7 @@ pub mod modinfo;
 pub mod packages;
 pub mod parts;
 pub mod sizes;
+pub mod taken;
 pub mod tools;
 pub mod tree;
 pub mod uki;

@@ -6,6 +6,8 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
+
 use crate::deb::Files;
 use crate::firmware::compress;
 
@@ -29,7 +31,7 @@ pub struct LicenceError {
 }
 
 /// Texts by name, not compressed yet.
-#[derive(Debug, Default, Clone, PartialEq, Eq)]
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct Licences(BTreeMap<String, Vec<u8>>);
 
 impl Licences {

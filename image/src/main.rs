@@ -158,9 +158,11 @@ fn build(wants: Wants, build: Build, store: &Store) -> Result<()> {
         let bytes = std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))?;
         added.insert(path, bytes);
     }
-    let parts = store.cache()?.obtain(&wants, &lock, artefacts::ROLES)?;
+    let cache = store.cache()?;
+    let parts = cache.obtain(&wants, &lock, artefacts::ROLES)?;
+    let kept = Some(cache.kept());
     let rule = Rule::parse(DRIVERS)?;
-    let inputs = Inputs { wants, rule, parts, programs, linked, licences, more_words: build.cmdline, added };
+    let inputs = Inputs { wants, rule, parts, programs, linked, licences, more_words: build.cmdline, added, kept };
     let assembly = artefacts::assemble(&inputs)?;
     let files = assembly.write(&build.out)?;
     print!("{}", assembly.sizes.lines());

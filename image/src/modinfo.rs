@@ -4,6 +4,7 @@
 use std::io::Read;
 
 use object::{Object, ObjectSection};
+use serde::{Deserialize, Serialize};
 
 /// A module is refused beyond this size: none comes near it, and a damaged xz stream could grow without end.
 const LARGEST: u64 = 64 << 20;
@@ -20,7 +21,7 @@ pub enum ModinfoError {
 }
 
 /// The fields that matter here.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Modinfo {
     /// Modules whose symbols it uses, with underscores.
     pub depends: Vec<String>,

@@ -76,6 +76,11 @@ impl Cache {
         self.dir.join("apt")
     }
 
+    /// Where a build keeps what it took from the packages.
+    pub fn kept(&self) -> PathBuf {
+        self.dir.join("taken")
+    }
+
     fn deb(&self, locked: &Locked) -> PathBuf {
         self.dir.join("debs").join(format!("{}.deb", locked.sha256))
     }

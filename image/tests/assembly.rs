@@ -1,5 +1,6 @@
 //! Whole builds: from small packages made here, and from the real ones where the cache has them. What comes out is read back by
 //! independent readers, and made twice to the same bytes.
+#![allow(clippy::expect_used, reason = "a test fails by panicking, also in what its parts share")]
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -127,6 +128,7 @@ fn small() -> (Packages, Inputs) {
         licences: Licences::default(),
         more_words: "keelson.log=debug".into(),
         added: BTreeMap::from([("test/extra".to_owned(), b"extra".to_vec())]),
+        kept: None,
     };
     (packages, inputs)
 }
@@ -203,6 +205,34 @@ fn two_builds_are_the_same_bytes() {
     assert_eq!(outs[0], outs[1]);
 }
 
+#[test]
+fn a_build_from_what_was_kept_is_the_same_and_damage_is_noticed() {
+    let (packages, mut inputs) = small();
+    let fresh = artefacts::assemble(&inputs).expect("assemble");
+    let kept = packages.dir.path().join("kept");
+    inputs.kept = Some(kept.clone());
+    artefacts::assemble(&inputs).expect("keep");
+    let file = fs::read_dir(&kept).expect("directory").next().expect("one file").expect("entry").path();
+
+    // Without the packages only what was kept can give an image.
+    let debs: Vec<(PathBuf, Vec<u8>)> =
+        inputs.parts.iter().map(|part| (part.deb.clone(), fs::read(&part.deb).expect("read"))).collect();
+    debs.iter().for_each(|(path, _)| fs::remove_file(path).expect("remove"));
+    assert!(artefacts::assemble(&inputs).expect("from what was kept").uki == fresh.uki);
+
+    let mut bytes = fs::read(&file).expect("read");
+    bytes[100] ^= 1;
+    fs::write(&file, bytes).expect("write");
+    assert!(artefacts::assemble(&inputs).is_err(), "damaged, and the packages are gone");
+    debs.iter().for_each(|(path, bytes)| fs::write(path, bytes).expect("write"));
+    assert!(artefacts::assemble(&inputs).expect("taken anew").uki == fresh.uki);
+
+    // Another rule is another key.
+    inputs.rule = Rule::parse(&RULE.replace("\"nic\", ", "")).expect("rule");
+    assert!(artefacts::assemble(&inputs).expect("other rule").uki != fresh.uki);
+    assert_eq!(fs::read_dir(&kept).expect("directory").count(), 1, "only the newest is kept");
+}
+
 fn sums(dir: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(dir).expect("directory").map(|entry| entry.expect("entry").path());
     entries.map(|path| (path.file_name().expect("name").to_string_lossy().into_owned(), digest::of_file(&path).expect("sum"))).collect()
@@ -269,6 +299,7 @@ fn the_real_parts_fit_and_assemble_twice_to_the_same_bytes() {
         licences: Licences::common().expect("common licences"),
         more_words: String::new(),
         added: BTreeMap::new(),
+        kept: None,
     };
     let (one, two): (Assembly, Assembly) =
         (artefacts::assemble(&inputs).expect("first"), artefacts::assemble(&inputs).expect("second"));
