@@ -243,6 +243,10 @@ fn what_cannot_run_is_refused_by_name() {
     let text = tempfile::NamedTempFile::new().unwrap();
     std::fs::write(text.path(), "not a kernel\n".repeat(1000)).unwrap();
     let text = text.path().to_str().unwrap();
+    // As large as the whole memory, so that it cannot fit beside a kernel.
+    let large = tempfile::NamedTempFile::new().unwrap();
+    large.as_file().set_len(16 << 20).unwrap();
+    let large = large.path().to_str().unwrap();
     for (words, said) in [
         (&["--kernel", text][..], "no kernel that can be booted"),
         (&["--kernel", "/nonexistent/vmlinuz"], "/nonexistent/vmlinuz"),
@@ -250,7 +254,7 @@ fn what_cannot_run_is_refused_by_name() {
         (&["--kernel", payload, "--cpus", "255"], "vcpus: 255 vCPUs"),
         (&["--kernel", payload, "--memory", "1"], "memory_mib"),
         (&["--kernel", payload, "--initrd", "/nonexistent/initrd"], "initramfs file"),
-        (&["--kernel", payload, "--memory", "16", "--initrd", env!("CARGO_BIN_EXE_keelson-vmm")], "initramfs"),
+        (&["--kernel", payload, "--memory", "16", "--initrd", large], "kernel and initramfs together"),
     ] {
         let (code, logged) = refused(words);
         assert_eq!(code, BAD, "{words:?}: {logged}");
