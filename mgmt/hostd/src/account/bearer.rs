@@ -37,10 +37,10 @@ impl Sessions {
     pub(crate) fn open(&mut self, now: Instant) -> io::Result<String> {
         let token = new_token("keelson-session-")?;
         self.0.retain(|_, used| now.saturating_duration_since(*used) < IDLE);
-        if self.0.len() >= SESSIONS {
-            if let Some(oldest) = self.0.iter().min_by_key(|(_, used)| **used).map(|(key, _)| *key) {
-                self.0.remove(&oldest);
-            }
+        if self.0.len() >= SESSIONS
+            && let Some(oldest) = self.0.iter().min_by_key(|(_, used)| **used).map(|(key, _)| *key)
+        {
+            self.0.remove(&oldest);
         }
         self.0.insert(SessionKey(digest(&token)), now);
         Ok(token)

@@ -199,7 +199,8 @@ impl Account {
     }
 }
 
-fn wrong() -> Problem {
+/// The one answer to no credentials and to wrong ones.
+pub(crate) fn wrong() -> Problem {
     Problem::new(Fault::NotAuthenticated, "the credentials are wrong or missing").remedy("log in with POST /api/v1/sessions, or send a valid token")
 }
 

@@ -45,11 +45,6 @@ impl<R: BufRead> Decoder<R> {
         Self { source, state: State::Size }
     }
 
-    /// Whether the last chunk's end has been read.
-    pub(crate) fn is_done(&self) -> bool {
-        matches!(self.state, State::Done)
-    }
-
     fn byte(&mut self) -> io::Result<u8> {
         let mut one = [0];
         self.source.read_exact(&mut one).map_err(cut)?;
@@ -120,6 +115,13 @@ impl<R: BufRead> Read for Decoder<R> {
                 }
             }
         }
+    }
+}
+
+impl<R: Read> Decoder<io::BufReader<R>> {
+    /// Whether something has been read ahead, so that a read need not wait for it.
+    pub(crate) fn has_ahead(&self) -> bool {
+        !self.source.buffer().is_empty()
     }
 }
 

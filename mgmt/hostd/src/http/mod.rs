@@ -16,6 +16,7 @@ use serde::Serialize;
 pub use gone::Gone;
 pub use router::{Access, BodyClass, Params, Resolved, Router};
 pub use server::{Inner, InnerError, Ticket};
+pub(crate) use server::{TICKET_HEADER, below_base};
 pub use target::{Target, TargetError};
 
 /// The largest JSON body, in bytes.
