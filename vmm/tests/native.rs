@@ -261,3 +261,174 @@ fn what_cannot_run_is_refused_by_name() {
         assert!(logged.contains(said), "{words:?}: {logged}");
     }
 }
+
+#[test]
+fn a_host_without_kvm_is_told_what_is_missing_and_what_to_do() {
+    let payload = support::payload().to_str().unwrap();
+    // A user and mount namespace of the test's own, in which /dev is empty.
+    let script = format!("mount -t tmpfs none /dev && exec {} run --kernel {payload}", env!("CARGO_BIN_EXE_keelson-vmm"));
+    let out = std::process::Command::new("unshare").args(["-Urm", "sh", "-c", &script]).output().unwrap();
+    let logged = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(BAD), "{logged}");
+    assert!(logged.contains("/dev/kvm does not exist") && logged.contains("SVM"), "{logged}");
+}
+
+#[test]
+fn a_user_without_the_right_to_kvm_is_told_so() {
+    if !kvm() {
+        return;
+    }
+    // The mode of /dev/kvm decides whether a stranger may open it, and only root can become one.
+    let stranger = |words: &[&str]| {
+        let id = ["--reuid=65534", "--regid=65534", "--clear-groups"];
+        std::process::Command::new("setpriv").args(id).args(words).output().unwrap()
+    };
+    if !nix::unistd::geteuid().is_root() || stranger(&["test", "-w", "/dev/kvm"]).status.success() {
+        eprintln!("SKIPPED: not root, or everybody may open /dev/kvm");
+        return;
+    }
+    // Copies in a place that the stranger can reach.
+    let dir = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    let (monitor, kernel) = (dir.path().join("keelson-vmm"), dir.path().join("payload"));
+    std::fs::copy(env!("CARGO_BIN_EXE_keelson-vmm"), &monitor).unwrap();
+    std::fs::copy(support::payload(), &kernel).unwrap();
+    let out = stranger(&[monitor.to_str().unwrap(), "run", "--kernel", kernel.to_str().unwrap()]);
+    let logged = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(BAD), "{logged}");
+    assert!(logged.contains("may not be opened by uid 65534"), "{logged}");
+}
+
+/// Hands descriptors to a `keelson-vmm unit` as init does: open across exec, named in the environment.
+fn unit(fds: &[(&str, std::os::fd::OwnedFd)]) -> std::process::Command {
+    use std::os::fd::AsRawFd;
+    let mut names = vec![];
+    for (name, fd) in fds {
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        names.push(format!("{name}:{}", fd.as_raw_fd()));
+    }
+    let mut command = monitor();
+    command.arg("unit").env("KEELSON_FDS", names.join(",")).stdin(std::process::Stdio::null());
+    command
+}
+
+fn unit_config(cmdline: &str) -> keelson_vmm_control::MachineConfig {
+    keelson_vmm_control::MachineConfig {
+        name: "unit".into(),
+        uuid: uuid::Uuid::from_u128(7),
+        vcpus: 1,
+        memory_mib: 64,
+        boot: keelson_vmm_control::Boot { cmdline: cmdline.into() },
+        disks: vec![],
+        nics: vec![],
+    }
+}
+
+fn file_with(bytes: &[u8]) -> std::os::fd::OwnedFd {
+    let mut file = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut file, bytes).unwrap();
+    file.into()
+}
+
+#[test]
+fn a_unit_runs_on_the_descriptors_that_it_is_given_and_opens_nothing() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (control, console) = (dir.path().join("control.sock"), dir.path().join("console.sock"));
+    let kvm_fd = std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").unwrap();
+    let memory = tempfile::tempfile().unwrap();
+    memory.set_len(64 << 20).unwrap();
+    let config = serde_json::to_vec(&unit_config("echo")).unwrap();
+    let fds = [
+        ("kvm", kvm_fd.into()),
+        ("config", file_with(&config)),
+        ("memory", memory.try_clone().unwrap().into()),
+        ("kernel", std::fs::File::open(support::payload()).unwrap().into()),
+        ("control", std::os::unix::net::UnixListener::bind(&control).unwrap().into()),
+        ("console", std::os::unix::net::UnixListener::bind(&console).unwrap().into()),
+    ];
+    let mut child = unit(&fds).spawn().unwrap();
+    let mut client = UnixStream::connect(&console).unwrap();
+    std::io::Write::write_all(&mut client, b"hello ").unwrap();
+    let mut text = vec![];
+    while !text.ends_with(b"ready\nhello ") {
+        let mut byte = [0];
+        std::io::Read::read_exact(&mut client, &mut byte).unwrap();
+        text.push(byte[0]);
+    }
+    let status = keelson_vmm_control::Client::connect(&control).unwrap().status().unwrap();
+    assert_eq!((status.name.as_str(), status.uuid.as_u128()), ("unit", 7));
+    // The payload counts its boots there, in the memory that was handed in.
+    let mut boots = [0; 8];
+    std::os::unix::fs::FileExt::read_exact_at(&memory, &mut boots, 0x90_0000).unwrap();
+    assert_eq!(u64::from_le_bytes(boots), 1);
+    std::io::Write::write_all(&mut client, b"q").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(OFF));
+}
+
+#[test]
+fn a_unit_says_what_is_wrong_with_what_it_is_given() {
+    if !kvm() {
+        return;
+    }
+    let good = serde_json::to_string(&unit_config("off")).unwrap();
+    let no_kvm = || std::os::fd::OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+    let run = |config: &str, with_kernel: bool| {
+        let dir = tempfile::tempdir().unwrap();
+        let control = std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap();
+        let mut fds = vec![("config", file_with(config.as_bytes())), ("kvm", no_kvm()), ("control", control.into())];
+        if with_kernel {
+            fds.push(("kernel", std::fs::File::open(support::payload()).unwrap().into()));
+        }
+        let out = unit(&fds).output().unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
+    };
+    for (config, with_kernel, said) in [
+        (good.as_str(), false, "no descriptor named `kernel`"),
+        (&good, true, "does not answer as KVM"),
+        (&good.replace("\"vcpus\":1", "\"vcpus\":0"), true, "vcpus: 0 vCPUs"),
+        (&good.replace("\"vcpus\"", "\"cpus\""), true, "unknown field `cpus`"),
+    ] {
+        let (code, logged) = run(config, with_kernel);
+        assert_eq!(code, Some(BAD), "{logged}");
+        assert!(logged.contains(said), "{said}: {logged}");
+    }
+}
+
+#[test]
+fn a_terminal_is_raw_while_the_machine_runs_and_as_before_afterwards() {
+    if !kvm() {
+        return;
+    }
+    use nix::sys::termios::{LocalFlags, tcgetattr};
+    let pty = nix::pty::openpty(None, None).unwrap();
+    let flags = || tcgetattr(&pty.slave).unwrap().local_flags;
+    assert!(flags().contains(LocalFlags::ECHO | LocalFlags::ICANON));
+    let mut child = monitor()
+        .args(["run", "--memory", "64", "--cmdline", "echo", "--kernel"])
+        .arg(support::payload())
+        .stdin(pty.slave.try_clone().unwrap())
+        .stdout(pty.slave.try_clone().unwrap())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut terminal = std::fs::File::from(pty.master);
+    let mut until = |end: &str| {
+        let mut text = String::new();
+        while !text.ends_with(end) {
+            let mut byte = [0];
+            std::io::Read::read_exact(&mut terminal, &mut byte).unwrap();
+            text.push(char::from(byte[0]));
+        }
+        terminal.try_clone().unwrap()
+    };
+    let mut typist = until("ready\r\n");
+    assert!(!flags().intersects(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG));
+    // Ctrl-C is the guest's, as any other key; Ctrl-] is ours.
+    std::io::Write::write_all(&mut typist, b"a\x03b").unwrap();
+    until("a\x03b");
+    std::io::Write::write_all(&mut typist, b"\x1d").unwrap();
+    assert_eq!(child.wait().unwrap().code(), Some(KILLED));
+    assert!(flags().contains(LocalFlags::ECHO | LocalFlags::ICANON | LocalFlags::ISIG));
+}

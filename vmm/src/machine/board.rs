@@ -13,13 +13,14 @@ use super::gate::Gate;
 use super::slots::{self, Wires};
 use super::vcpu::{self, Surroundings};
 use super::{BuildError, GuestEvent, Parts, TellGuest};
+use crate::boot::BootError;
 use crate::devices::acpi_pm::{AcpiPm, PM_PORTS, PM1_EVENT, SCI};
 use crate::devices::bus::Bus;
 use crate::devices::reset::{KEYBOARD_COMMAND, KeyboardReset, PCI_CONFIG, PCI_CONFIG_PORTS, PciConfigPorts};
 use crate::devices::rtc::{INDEX_PORT, Rtc, host_clock};
 use crate::devices::serial::{COM1, COM1_IRQ, COM1_PORTS, SerialPort};
 use crate::devices::{Ask, LevelLine, Outcome};
-use crate::kvm::{KvmError, KvmMsi, doing, set_up};
+use crate::kvm::{Entry, KvmError, KvmMsi, doing, set_up};
 use crate::memory::{ECAM_BASE, ECAM_SIZE, GuestRam, MMIO32_BASE, MMIO32_END};
 use crate::pci::PciBus;
 use crate::pci::access::{ConfigPorts, Ecam};
@@ -44,7 +45,8 @@ impl Board {
     /// Builds the machine and loads what it boots. The vCPUs wait until [`Board::resume`].
     pub(super) fn build(parts: &mut Parts, tell: TellGuest, first_run: &Arc<OnceLock<Instant>>) -> Result<Self, BuildError> {
         let ram = parts.memory.ram.clone();
-        let vm = Arc::new(parts.host.create_vm(&ram)?);
+        let (vm, entry) = create_and_load(parts, &ram)?;
+        let vm = Arc::new(vm);
         let gate = Arc::new(Gate::new(usize::try_from(parts.config.vcpus).unwrap_or(usize::MAX)));
         let asked = Arc::new(AtomicBool::new(false));
         let ask = asker(&gate, &asked, &tell);
@@ -66,8 +68,6 @@ impl Board {
         ports.insert(PCI_CONFIG.into(), PCI_CONFIG_PORTS.into(), pci_ports)?;
         mmio.insert(ECAM_BASE, ECAM_SIZE, Arc::new(Mutex::new(Ecam::new(Arc::clone(&pci)))))?;
 
-        let rsdp = crate::acpi::write(&ram, parts.config.vcpus).map_err(crate::boot::BootError::Memory)?;
-        let entry = crate::boot::load(&ram, &mut parts.payload, rsdp)?;
         let around = Arc::new(Surroundings {
             ports,
             mmio,
@@ -147,6 +147,24 @@ impl Drop for Board {
         self.gate.shut();
         self.kick();
     }
+}
+
+/// Creates the virtual machine and loads what it boots, at the same time: the kernel waits several milliseconds for its other
+/// processors (RCU) while it makes interrupt controllers and timer, and a stock kernel takes as long to copy.
+fn create_and_load(parts: &mut Parts, ram: &GuestRam) -> Result<(VmFd, Entry), BuildError> {
+    let Parts { config, host, payload, .. } = parts;
+    std::thread::scope(|scope| {
+        let load = move || {
+            let rsdp = crate::acpi::write(ram, config.vcpus)?;
+            crate::boot::load(ram, payload, rsdp)
+        };
+        let loader = std::thread::Builder::new().name("load".into()).spawn_scoped(scope, load);
+        let loader = loader.map_err(|source| KvmError::System { what: "start the thread that loads the kernel", source })?;
+        let vm = host.create_vm(ram);
+        // A panic has ended the process already, in all but tests.
+        let entry = loader.join().unwrap_or_else(|_| Err(BootError::Damaged { problem: "its loader failed".into() }));
+        Ok((vm?, entry?))
+    })
 }
 
 /// How a device ends the board: the gate shuts at once, so that no vCPU enters the guest again.

@@ -1,6 +1,6 @@
 //! Runs the built monitor with the freestanding payload, and waits for what the guest prints.
 
-#![allow(dead_code)] // each test file uses a part
+#![allow(dead_code, unreachable_pub)] // each test file uses a part; a test has no outside
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
