@@ -93,6 +93,8 @@ static void smp(u64 cpus) {
 struct start_info { u32 magic, version, flags, modules; u64 modlist, cmdline, rsdp, memmap; u32 entries, reserved; };
 struct module { u64 address, size, cmdline, reserved; };
 
+#include "virtio.h"
+
 /* Survives a reset: the loader writes nothing there. */
 static volatile u64 *const boots = (u64 *)0x900000UL;
 
@@ -112,6 +114,10 @@ void payload(struct start_info *info) {
         put('\n');
     }
     if (word(cmdline, "dirty")) dirty(value(word(cmdline, "dirty")));
+    if (word(cmdline, "disk")) disk();
+    if (word(cmdline, "bad-chain")) bad_chain();
+    if (word(cmdline, "entropy")) entropy();
+    if (word(cmdline, "load")) disk_load(value(word(cmdline, "load")), value(word(cmdline, "blocks")));
     if (word(cmdline, "smp")) smp(value(word(cmdline, "smp")));
     if (word(cmdline, "crash")) __asm__ volatile("ud2");
     if (word(cmdline, "spam")) for (u64 n = value(word(cmdline, "spam")); n; n--) line("spam", n);
