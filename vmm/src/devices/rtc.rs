@@ -132,14 +132,14 @@ impl Rtc {
     }
 
     fn encoded(&self, value: u8) -> u8 {
-        if self.stored(STATUS_B) & BINARY != 0 { value } else { (value / 10 % 10) << 4 | value % 10 }
+        if self.stored(STATUS_B) & BINARY != 0 { value } else { ((value / 10 % 10) << 4) | (value % 10) }
     }
 
     fn encoded_hour(&self, hour: u8) -> u8 {
         if self.stored(STATUS_B) & HOURS_24 != 0 {
             return self.encoded(hour);
         }
-        let twelve = if hour % 12 == 0 { 12 } else { hour % 12 };
+        let twelve = if hour.is_multiple_of(12) { 12 } else { hour % 12 };
         self.encoded(twelve) | if hour >= 12 { 0x80 } else { 0 }
     }
 

@@ -1,6 +1,7 @@
 //! Runs the built monitor with the freestanding payload, and waits for what the guest prints.
 
 #![allow(dead_code, unreachable_pub)] // each test file uses a part; a test has no outside
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on fails
 
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
