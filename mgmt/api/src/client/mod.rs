@@ -58,6 +58,7 @@ pub struct Client {
     /// The scheme and authority that begin each URL.
     base: String,
     token: Option<String>,
+    patience: Duration,
     agent: Agent,
 }
 
@@ -68,7 +69,7 @@ impl Client {
         let base = connect::base_of(host)?;
         let endpoint = Endpoint::Https { host: host.into(), pin };
         let agent = agent(&endpoint, Arc::default());
-        Ok(Self { endpoint, base, token: None, agent })
+        Ok(Self { endpoint, base, token: None, patience: REPLY, agent })
     }
 
     /// A client of the host that this process runs on.
@@ -80,13 +81,20 @@ impl Client {
     pub fn local_at(socket: impl AsRef<Path>) -> Self {
         let endpoint = Endpoint::Local(socket.as_ref().into());
         let agent = agent(&endpoint, Arc::default());
-        Self { endpoint, base: "http://localhost".into(), token: None, agent }
+        Self { endpoint, base: "http://localhost".into(), token: None, patience: REPLY, agent }
     }
 
     /// The same, with a bearer token in each request.
     #[must_use]
     pub fn with_token(mut self, token: impl Into<String>) -> Self {
         self.token = Some(token.into());
+        self
+    }
+
+    /// The same, waiting at most this long for the head of a reply (60 s by default; calls that are known to take long add to it).
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -98,7 +106,8 @@ impl Client {
         }
     }
 
-    /// Sends a request and returns the reply if its status is a success, else the host's problem. `limits` adapts how long it may take.
+    /// Sends a request and returns the reply if its status is a success, else the host's
+    /// problem. `wait` is what the host may take beyond the usual.
     fn send(&self, agent: &Agent, method: Method, path: &str, body: Payload<'_>, wait: Duration) -> Result<Response<Body>, ClientError> {
         let doing = Doing { host: self.host(), request: format!("{method} {}", path.split('?').next().unwrap_or(path)) };
         let mut request = Request::builder().method(method).uri(format!("{}{}{path}", self.base, crate::BASE));
@@ -108,7 +117,7 @@ impl Client {
         if let Some((kind, length)) = body.head() {
             request = request.header("Content-Type", kind).header("Content-Length", length.to_string());
         }
-        let timeout = Some(REPLY + wait);
+        let timeout = Some(self.patience + wait);
         let unwritable = |e| ClientError::not_sendable(&doing, e);
         let sent = match body {
             Payload::Nothing => {

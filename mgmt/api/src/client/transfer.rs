@@ -70,7 +70,7 @@ impl Client {
         reply.body_mut().with_config().limit(super::MAX_REPLY).read_to_vec().map_err(|e| ClientError::of(&doing, e))
     }
 
-    /// What a VM's serial port prints from now on; ends when the VM is off. A read waits without limit.
+    /// What a VM's serial port printed lately, then what it prints, until the VM is off. A read waits without limit.
     pub fn console_stream(&self, id: Uuid) -> Result<impl Read + Send + use<>, ClientError> {
         let reply = self.send(&self.agent, Method::GET, &format!("/vms/{id}/console/stream"), Payload::Nothing, Duration::ZERO)?;
         Ok(reply.into_body().into_with_config().limit(u64::MAX).reader())
