@@ -20,9 +20,12 @@ impl Services {
         let (total_bytes, available_bytes) = hardware::memory();
         let kvm = hardware::kvm();
         let mut conditions = Vec::new();
-        match &boot {
-            Ok(boot) => of_boot(boot, &mut conditions),
-            Err(problem) => conditions.push(condition("init-unreachable", &problem.detail, "it is tried again all the time; restart the host if it stays so")),
+        if let Ok(boot) = &boot {
+            of_boot(boot, &mut conditions);
+        }
+        if let Some(why) = boot.as_ref().err().map(|problem| problem.detail.clone()).or_else(|| self.units.trouble()) {
+            let message = format!("init cannot be heard, so VMs can be neither started nor stopped: {why}");
+            conditions.push(condition("init-unreachable", &message, "it is tried again all the time; restart the host if it stays so"));
         }
         match &network {
             Ok(network) => conditions.extend(network.conditions.iter().cloned()),

@@ -14,22 +14,22 @@ use nix::errno::Errno;
 /// A file operation on a datastore failed: `doing` is such as "`[datastore1] a` could not be opened".
 pub fn file(doing: impl Display, error: &io::Error) -> Problem {
     let errno = error.raw_os_error().map_or(Errno::UnknownErrno, Errno::from_raw);
-    let told = |fault, why: &str| Problem::new(fault, format!("{doing}: {why}"));
-    match errno {
-        Errno::ENOENT => told(Fault::NotFound, "there is no such file or directory"),
-        Errno::ELOOP => told(Fault::InvalidDatastorePath, "it is or leads through a symbolic link, which is not followed"),
-        Errno::ENOTDIR => told(Fault::InvalidDatastorePath, "a part of the path is a file, not a directory (or a symbolic link, which is not followed)"),
-        Errno::EISDIR => told(Fault::InvalidDatastorePath, "it is a directory"),
-        Errno::EINVAL => told(Fault::InvalidDatastorePath, "it is no regular file"),
-        Errno::ENAMETOOLONG => told(Fault::InvalidDatastorePath, "the name is too long"),
-        Errno::EEXIST => told(Fault::DuplicateName, "the name is taken"),
-        Errno::ENOTEMPTY => told(Fault::FileInUse, "the directory is not empty").remedy("delete what is in it first"),
-        Errno::ENOSPC | Errno::EDQUOT => told(Fault::NoDiskSpace, "the datastore is full").remedy("delete files that are not needed, or use a larger datastore"),
-        Errno::EFBIG => told(Fault::NoDiskSpace, "the file would be larger than the datastore allows").remedy("use a smaller file or another datastore"),
-        Errno::EROFS => told(Fault::SystemError, "the datastore cannot be written").remedy("look at the host's log: its file system was mounted read-only after an error"),
-        Errno::EACCES | Errno::EPERM => told(Fault::SystemError, "the host agent may not do that there").remedy("all files on a datastore belong to the host agent's user"),
-        _ => told(Fault::SystemError, &error.to_string()).remedy("look at the host's log"),
-    }
+    let (fault, why, remedy) = match errno {
+        Errno::ENOENT => (Fault::NotFound, "there is no such file or directory", "list the datastore's files"),
+        Errno::ELOOP => (Fault::InvalidDatastorePath, "it is or leads through a symbolic link, which is not followed", "name the file itself"),
+        Errno::ENOTDIR => (Fault::InvalidDatastorePath, "a part of the path is a file or a symbolic link, not a directory", "list the datastore's files"),
+        Errno::EISDIR => (Fault::InvalidDatastorePath, "it is a directory", "name a file"),
+        Errno::EINVAL => (Fault::InvalidDatastorePath, "it is no regular file", "name a regular file"),
+        Errno::ENAMETOOLONG => (Fault::InvalidDatastorePath, "the name is too long", "choose a shorter name"),
+        Errno::EEXIST => (Fault::DuplicateName, "the name is taken", "choose another name"),
+        Errno::ENOTEMPTY => (Fault::FileInUse, "the directory is not empty", "delete what is in it first"),
+        Errno::ENOSPC | Errno::EDQUOT => (Fault::NoDiskSpace, "the datastore is full", "delete files that are not needed, or use a larger datastore"),
+        Errno::EFBIG => (Fault::NoDiskSpace, "the file would be larger than the datastore allows", "use a smaller file or another datastore"),
+        Errno::EROFS => (Fault::SystemError, "the datastore cannot be written", "look at the host's log: its file system was mounted read-only after an error"),
+        Errno::EACCES | Errno::EPERM => (Fault::SystemError, "the host agent may not do that there", "all files on a datastore belong to the host agent's user"),
+        _ => return Problem::new(Fault::SystemError, format!("{doing}: {error}")).remedy("look at the host's log"),
+    };
+    Problem::new(fault, format!("{doing}: {why}")).remedy(remedy)
 }
 
 /// init did not do something.

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, mpsc};
 
-use keelson_init_control::Boot;
+use keelson_init_control::{Boot, Request};
 use keelson_init_control::logging::chain;
 
 use crate::agent::Agent;
@@ -60,6 +60,11 @@ impl Services {
         let units = Units::follow(paths.init_socket(), ended).map_err(|source| StartError { what: "init's events", source })?;
         let boot_id = boot.map_or_else(hardware::boot_id, |b| b.boot_id.clone());
         let vms = Vms::new(Arc::clone(&agent), Arc::clone(&units), Arc::clone(&netd), Arc::clone(&datastores), Arc::clone(&tasks), inventory, boot_id);
+        // The kernel's copy of the host's name does not outlive the boot.
+        let name = agent.hostname();
+        if let Err(problem) = units.tell("the host's name is not in force", &Request::SetHostname { name }) {
+            log::warn!("{problem}");
+        }
         vms.tend(ends).map_err(|source| StartError { what: "VMs that ended", source })?;
         Ok(Arc::new(Self { agent, units, netd, tasks, datastores, vms }))
     }

@@ -27,6 +27,11 @@ pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
         Response::ok(&lines)
     });
     let s = Arc::clone(services);
+    router.route(Method::Post, "/agents/{name}/restart", Access::Root, move |request, params| {
+        request.only_query(&[])?;
+        Response::json(202, &s.restart_agent(params.get("name"), request.caller.who())?)
+    });
+    let s = Arc::clone(services);
     router.route(Method::Post, "/power", Access::Root, move |request, _| {
         request.only_query(&[])?;
         let power: HostPower = request.json()?;

@@ -157,14 +157,16 @@ impl Vms {
         let name = &document.name;
         loop {
             let error = match monitor::status_within(&socket, START_CALL) {
-                Ok(status) => return Ok(format!("{name} is powered on ({} ms from the monitor's start to the guest's first instruction)", status.start_us / 1000)),
+                Ok(status) => {
+                    // init's event may still be on its way: whoever sees the task ended must see the VM on.
+                    self.units.wait(id, Instant::now() + START_CALL, || false, |u| (u.is_some() || self.exit_of(id).is_some()).then_some(()));
+                    return Ok(format!("{name} is powered on ({} ms from the monitor's start to the guest's first instruction)", status.start_us / 1000));
+                }
                 Err(error) => error,
             };
             // The end of a monitor closes its sockets a moment before init reports it. One that lives and is silent is asked again.
-            let silent = |u: Option<&keelson_init_control::UnitStatus>| u.is_none_or(|u| u.state == UnitState::Ended).then_some(());
-            if self.units.wait(id, (Instant::now() + Duration::from_secs(1)).min(deadline), || false, silent) == Waited::Seen(()) {
-                self.await_released(id)?;
-                let exit = self.inventory.get(id).ok().and_then(|e| e.last_run?.exit).unwrap_or_else(|| "its monitor ended".into());
+            let gone = |u: Option<&keelson_init_control::UnitStatus>| u.is_none().then(|| self.exit_of(id)).flatten();
+            if let Waited::Seen(exit) = self.units.wait(id, (Instant::now() + Duration::from_secs(1)).min(deadline), || false, gone) {
                 return Err(Problem::new(Fault::SystemError, format!("{name} did not start: {exit}")).remedy(format!("look at the host's log of `vm/{id}`")));
             }
             if Instant::now() >= deadline {
@@ -175,6 +177,11 @@ impl Vms {
                 return Err(Problem::new(Fault::SystemError, detail).remedy(format!("look at the host's log of `vm/{id}`")));
             }
         }
+    }
+
+    /// How the present run ended; `None` while it has not.
+    fn exit_of(&self, id: Uuid) -> Option<String> {
+        self.inventory.get(id).ok()?.last_run?.exit
     }
 
     fn power_off(&self, document: &VmDocument, progress: &Progress) -> Result<String, Problem> {
