@@ -46,7 +46,7 @@ fn permitted(uid: u32, request: &Request) -> bool {
     uid == 0
         || uid == HOSTD_UID
             && match request {
-            Request::Stop { unit, .. } | Request::Kill { unit } | Request::Forget { unit } => vm(unit),
+            Request::Stop { unit, .. } | Request::Forget { unit } => vm(unit),
             Request::Keep { unit, .. } | Request::Fetch { unit, .. } | Request::Release { unit, .. } => {
                 vm(unit) || *unit == UnitId::Hostd
             }
@@ -54,6 +54,8 @@ fn permitted(uid: u32, request: &Request) -> bool {
             | Request::Units
             | Request::StartVm { .. }
             | Request::Restart { .. }
+            // A daemon that is killed comes back by itself.
+            | Request::Kill { .. }
             | Request::Kept
             | Request::Logs { .. }
             | Request::Watch
@@ -171,13 +173,13 @@ mod tests {
     fn hostd_runs_machines_but_cannot_take_daemons_away() {
         let vm = UnitId::Vm(uuid::Uuid::nil());
         let stop = |unit| Request::Stop { unit, deadline_ms: 1 };
-        for request in [stop(vm), Request::Kill { unit: vm }, Request::Restart { unit: UnitId::Netd }, Request::Boot] {
+        for request in [stop(vm), Request::Kill { unit: vm }, Request::Restart { unit: UnitId::Netd }, Request::Kill { unit: UnitId::Netd }, Request::Boot] {
             assert!(permitted(HOSTD_UID, &request), "{request:?}");
             assert!(permitted(0, &request));
             assert!(!permitted(1000, &request));
         }
         let fetch = |unit| Request::Fetch { unit, name: "x".into() };
-        for request in [stop(UnitId::Netd), stop(UnitId::Hostd), Request::Kill { unit: UnitId::Netd }, fetch(UnitId::Netd)] {
+        for request in [stop(UnitId::Netd), stop(UnitId::Hostd), fetch(UnitId::Netd)] {
             assert!(!permitted(HOSTD_UID, &request), "{request:?}");
             assert!(permitted(0, &request));
         }

@@ -22,7 +22,7 @@ const RING_BYTES: usize = 4 << 20;
 
 struct Journal {
     ring: Mutex<Ring>,
-    console: Mutex<Option<File>>,
+    consoles: Mutex<Vec<File>>,
     kmsg: Option<File>,
     arrivals: Mutex<Vec<(String, OwnedFd)>>,
     wake: OnceLock<EventFd>,
@@ -38,7 +38,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn journal() -> &'static Journal {
     JOURNAL.get_or_init(|| Journal {
         ring: Mutex::new(Ring::new(RING_BYTES)),
-        console: Mutex::new(None),
+        consoles: Mutex::new(Vec::new()),
         kmsg: None,
         arrivals: Mutex::new(Vec::new()),
         wake: OnceLock::new(),
@@ -46,11 +46,11 @@ fn journal() -> &'static Journal {
     })
 }
 
-/// Begins: `console` gets init's own lines, `kmsg` its warnings.
-pub(crate) fn begin(console: Option<File>, kmsg: Option<File>) {
+/// Begins: `consoles` get init's own lines, `kmsg` its warnings.
+pub(crate) fn begin(consoles: Vec<File>, kmsg: Option<File>) {
     let _ = JOURNAL.set(Journal {
         ring: Mutex::new(Ring::new(RING_BYTES)),
-        console: Mutex::new(console),
+        consoles: Mutex::new(consoles),
         kmsg,
         arrivals: Mutex::new(Vec::new()),
         wake: OnceLock::new(),
@@ -104,11 +104,11 @@ pub(crate) fn read(since: u64, max: u32, source: Option<&str>) -> Vec<LogLine> {
 fn say(priority: u8, text: &str) {
     let journal = journal();
     locked(&journal.ring).push(clock::wall_ms(), "init", priority, text);
-    if journal.shown.load(Ordering::Relaxed)
-        && let Some(console) = locked(&journal.console).as_mut()
-        && writable(console)
-    {
-        let _ = writeln!(console, "keelson: {text}\r");
+    if journal.shown.load(Ordering::Relaxed) {
+        for console in locked(&journal.consoles).iter_mut().filter(|console| writable(console)) {
+            // One write, so that lines of the kernel do not fall into it.
+            let _ = console.write_all(format!("keelson: {text}\r\n").as_bytes());
+        }
     }
     if priority <= 4
         && let Some(kmsg) = &journal.kmsg

@@ -8,6 +8,8 @@ mod backoff;
 mod cgroup;
 mod clock;
 mod control;
+mod disk;
+mod drivers;
 mod empty_view;
 mod host;
 mod hostname;
@@ -20,6 +22,9 @@ mod power;
 mod reactor;
 mod rescue;
 mod ring;
+mod rtc;
+mod server;
+mod settings;
 mod start;
 mod store;
 #[allow(unsafe_code)]
@@ -40,7 +45,15 @@ pub fn run() -> ExitCode {
             println!("init (Keelson) {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
+        // As the kernel calls its modprobe: `-q -- NAME`.
+        Some("-q") => match arguments.last().filter(|name| !name.starts_with('-')) {
+            Some(name) => drivers::modprobe(name),
+            None => ExitCode::FAILURE,
+        },
+        Some("--grow") => disk::grow_child(arguments.get(1..).unwrap_or_default()),
         Some("--light") => light::run(arguments.get(1..).unwrap_or_default()),
+        // The kernel hands on what of its command line it does not know.
+        _ if std::process::id() == 1 => server::run(),
         _ => {
             eprintln!("init is the first process of a Keelson host. On another machine: `init --light WORD...` as the first process of a PID namespace.");
             ExitCode::from(2)

@@ -9,7 +9,7 @@ use keelson_init_control::{Boot, PowerAction, StateVolume, Tty, UnitId};
 
 use crate::cgroup::Groups;
 use crate::host::Host;
-use crate::{clock, control, hostname, journal, mounts, reactor, told};
+use crate::{clock, control, hostname, journal, mounts, reactor, settings, told};
 
 /// The exit code of a light host that was told to restart: who runs it may start it again.
 const RESTART: u8 = 3;
@@ -36,8 +36,8 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
 
 fn begin(words: &[String]) -> std::io::Result<ExitCode> {
     let failed = mounts::light();
-    let console = File::options().write(true).open("/proc/self/fd/2").ok();
-    journal::begin(console, None);
+    let console = File::options().write(true).open("/proc/self/fd/2");
+    journal::begin(console.into_iter().collect(), None);
     let signals = Arc::new(reactor::signals()?);
     journal::collect(false)?;
     for (what, e) in &failed {
@@ -53,7 +53,7 @@ fn begin(words: &[String]) -> std::io::Result<ExitCode> {
     for error in &word_errors {
         log::warn!("{error}");
     }
-    let open_ports = fs::write("/proc/sys/net/ipv4/ip_unprivileged_port_start", "0").is_ok();
+    let open_ports = settings::open_low_ports();
     let consoles: Vec<Tty> = [Tty::Tty1, Tty::TtyS0].into_iter().filter(|tty| Path::new(tty.device()).exists()).collect();
     let groups = Groups::prepare(Some(boot_id.get(..8).unwrap_or(&boot_id)));
     let boot = Boot {

@@ -103,7 +103,6 @@ fn finish(host: &Host, action: PowerAction) {
         PowerAction::Reboot => nix::sys::reboot::RebootMode::RB_AUTOBOOT,
     };
     // Returns only when it failed.
-    if let Err(e) = nix::sys::reboot::reboot(mode) {
-        log::error!("the machine does not go down ({}); switch it off", e.desc());
-    }
+    let Err(e) = nix::sys::reboot::reboot(mode);
+    log::error!("the machine does not go down ({}); switch it off", e.desc());
 }

@@ -16,6 +16,7 @@ use crate::sys::child::{self, Plan, Program};
 
 /// Numbers of capabilities (linux/capability.h), as bits.
 mod capability {
+    pub(super) const CHOWN: u64 = 1;
     pub(super) const DAC_OVERRIDE: u64 = 1 << 1;
     pub(super) const NET_BIND_SERVICE: u64 = 1 << 10;
     pub(super) const NET_ADMIN: u64 = 1 << 12;
@@ -37,13 +38,16 @@ struct Recipe {
 
 fn recipe(id: UnitId, open_ports: bool) -> Option<Recipe> {
     Some(match id {
-        // Root, since it writes network.toml and /proc/sys/net; the group lets it open its socket to hostd.
+        // Root, since it writes network.toml and /proc/sys/net; CHOWN, since it gives its socket to hostd.
         UnitId::Netd => Recipe {
             program: "netd",
             uid: 0,
             gid: 0,
             groups: vec![HOSTD_UID],
-            capabilities: capability::NET_ADMIN | capability::NET_RAW | capability::NET_BIND_SERVICE,
+            capabilities: capability::CHOWN
+                | capability::NET_ADMIN
+                | capability::NET_RAW
+                | capability::NET_BIND_SERVICE,
             oom: -900,
             tty: None,
         },

@@ -53,7 +53,7 @@ fn it_starts_its_daemons_with_their_rights_and_tells_how_it_went() {
     }
     eprintln!("netd and hostd of a light host run {} ms after its start", began.elapsed().as_millis());
     let netd = host.wait_log("netd", "report");
-    assert!(netd.contains("uid=0 ") && netd.contains("caps=0000000000003400 bound=0000000000003400 nnp=1"), "{netd}");
+    assert!(netd.contains("uid=0 ") && netd.contains("caps=0000000000003401 bound=0000000000003401 nnp=1"), "{netd}");
     let hostd = host.wait_log("hostd", "report");
     assert!(hostd.contains("uid=900 ") && hostd.contains("caps=0000000000000000 bound=0000000000000000 nnp=1"), "{hostd}");
 
