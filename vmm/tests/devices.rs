@@ -1,5 +1,7 @@
 //! The devices natively on KVM: doorbells and queues of a running machine, driven by the payload's own driver.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)] // a failure of a test is a panic
+
 mod support;
 
 use std::io::Write;

@@ -84,7 +84,14 @@ mod request {
     #![allow(missing_docs)]
     nix::ioctl_write_ptr!(set_vnet_header_size, b'T', 216, libc::c_int);
     nix::ioctl_write_int!(set_offload, b'T', 208);
-    nix::ioctl_read!(features, b'T', 207, libc::c_uint);
+    // Its number says that it writes an int, but it writes a whole ifreq.
+    nix::ioctl_read_bad!(get_iff, nix::request_code_read!(b'T', 210, size_of::<libc::c_uint>()), libc::ifreq);
+    #[cfg(test)]
+    nix::ioctl_write_ptr_bad!(
+        set_iff,
+        nix::request_code_write!(b'T', 202, size_of::<libc::c_int>()),
+        libc::ifreq
+    );
 }
 
 /// TUNSETVNETHDRSZ: the length of the virtio-net header before each frame.
@@ -102,9 +109,24 @@ pub(super) fn set_offload(tap: BorrowedFd<'_>, flags: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// TUNGETFEATURES as a question whether the descriptor is a tun device at all.
-pub(super) fn is_tun(fd: BorrowedFd<'_>) -> bool {
-    let mut features = 0;
-    // SAFETY: the request writes one unsigned int, which lives through the call.
-    unsafe { request::features(fd.as_raw_fd(), &mut features) }.is_ok()
+/// TUNGETIFF: the flags (IFF_TAP and so on) that a tun descriptor was attached with; an error when it is none, or not attached.
+pub(super) fn tun_flags(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    // SAFETY: an ifreq is plain data, for which zeroes are valid.
+    let mut interface: libc::ifreq = unsafe { std::mem::zeroed() };
+    // SAFETY: the request writes one ifreq, which lives through the call.
+    unsafe { request::get_iff(fd.as_raw_fd(), &mut interface) }?;
+    // SAFETY: the kernel has filled in the flags, and every member of the union is plain data.
+    let flags = unsafe { interface.ifr_ifru.ifru_flags };
+    Ok(flags.into())
+}
+
+/// TUNSETIFF, for tests of real taps; the kernel chooses the name.
+#[cfg(test)]
+pub(super) fn attach_tun(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: an ifreq is plain data, for which zeroes are valid.
+    let mut interface: libc::ifreq = unsafe { std::mem::zeroed() };
+    interface.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
+    // SAFETY: the request reads and writes one ifreq, which lives through the call.
+    unsafe { request::set_iff(fd.as_raw_fd(), &mut interface) }?;
+    Ok(())
 }

@@ -25,7 +25,12 @@ pub enum TapError {
     #[error(
         "the adapter's descriptor is no tap; it must be /dev/net/tun after TUNSETIFF with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR"
     )]
-    NoTap,
+    NoTap(#[source] io::Error),
+    /// It was attached otherwise than we need: frames would be misread.
+    #[error(
+        "the tap was attached with the flags {0:#x}; it must be with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR"
+    )]
+    Flags(libc::c_int),
     /// It does not take headers of virtio 1.x.
     #[error("the tap does not take {HEADER}-byte virtio headers; it must be opened with IFF_VNET_HDR")]
     Header(#[source] io::Error),
@@ -44,8 +49,11 @@ pub struct Tap {
 impl Tap {
     /// Takes over a tap that was opened with IFF_TAP, IFF_NO_PI and IFF_VNET_HDR.
     pub fn new(fd: OwnedFd) -> Result<Self, TapError> {
-        if !sys::is_tun(fd.as_fd()) {
-            return Err(TapError::NoTap);
+        // IFF_NO_PI cannot be asked for: TUNGETIFF says IFF_NOFILTER in the same bit.
+        let wanted = libc::IFF_TAP | libc::IFF_VNET_HDR;
+        let flags = sys::tun_flags(fd.as_fd()).map_err(TapError::NoTap)?;
+        if flags & (wanted | libc::IFF_TUN) != wanted {
+            return Err(TapError::Flags(flags));
         }
         sys::set_vnet_header_size(fd.as_fd(), HEADER as u16).map_err(TapError::Header)?;
         set_nonblocking(fd.as_fd()).map_err(|e| TapError::NonBlocking(e.into()))?;

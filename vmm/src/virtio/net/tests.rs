@@ -177,5 +177,41 @@ fn traffic_goes_on_after_a_move() {
 #[test]
 fn a_descriptor_that_is_no_tap_is_refused() {
     let file = tempfile::tempfile().unwrap();
-    assert!(matches!(Tap::new(file.into()), Err(tap::TapError::NoTap)));
+    assert!(matches!(Tap::new(file.into()), Err(tap::TapError::NoTap(_))));
+}
+
+/// A tap in a network namespace of this thread's own, or `None` where that may not be had.
+fn real_tap(flags: libc::c_int) -> Option<std::fs::File> {
+    let namespace = nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET);
+    let tap = std::fs::OpenOptions::new().read(true).write(true).open("/dev/net/tun");
+    match (namespace, tap) {
+        (Ok(()), Ok(tap)) => {
+            crate::virtio::sys::attach_tun(tap.as_fd(), flags).unwrap();
+            Some(tap)
+        }
+        other => {
+            eprintln!("SKIPPED: no tap without root and /dev/net/tun: {other:?}");
+            None
+        }
+    }
+}
+
+#[test]
+fn a_real_tap_takes_headers_and_offloads() {
+    let Some(tap) = real_tap(libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) else { return };
+    let tap = Tap::new(tap.into()).unwrap();
+    assert!(tap.has_offloads());
+    tap.set_offloads(OFFLOADS).unwrap();
+    tap.set_offloads(0).unwrap();
+    let net = Net::new(tap, MAC);
+    assert_eq!(net.features(), ALWAYS | OFFLOADS);
+}
+
+#[test]
+fn a_tap_that_was_attached_without_headers_is_refused() {
+    for flags in [libc::IFF_TAP, libc::IFF_TUN | libc::IFF_VNET_HDR] {
+        let Some(tap) = real_tap(flags | libc::IFF_NO_PI) else { return };
+        let refused = Tap::new(tap.into());
+        assert!(matches!(refused, Err(tap::TapError::Flags(_))), "{flags:#x}: {refused:?}");
+    }
 }
