@@ -229,7 +229,7 @@ impl Facts {
         }
         if let Some(boot) = &self.boot {
             notices.extend(boot.problems.iter().map(|p| Notice::new(&p.code, &p.message, &p.remedy)));
-            notices.extend(boot.word_errors.iter().map(|e| Notice::new("word-ignored", e.to_string(), "Correct it and restart the host.")));
+            notices.extend(boot.word_errors.iter().map(|e| Notice::new("word-ignored", format!("{e}."), "Correct it and restart the host.")));
         }
         notices
     }

@@ -166,6 +166,7 @@ fn conditions_and_silent_daemons_are_told() {
         assert!(big.contains(text), "{text}: {big}");
     }
     // 80x24 says that there is more than fits.
+    app.learn(Fact::Network(Err("it closed the connection".into())));
     shows(&app, &["more notices"]);
 }
 
