@@ -22,6 +22,7 @@ const RING_BYTES: usize = 4 << 20;
 
 struct Journal {
     ring: Mutex<Ring>,
+    open_consoles: fn() -> Vec<File>,
     consoles: Mutex<Vec<File>>,
     kmsg: Option<File>,
     arrivals: Mutex<Vec<(String, OwnedFd)>>,
@@ -38,6 +39,7 @@ fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 fn journal() -> &'static Journal {
     JOURNAL.get_or_init(|| Journal {
         ring: Mutex::new(Ring::new(RING_BYTES)),
+        open_consoles: Vec::new,
         consoles: Mutex::new(Vec::new()),
         kmsg: None,
         arrivals: Mutex::new(Vec::new()),
@@ -46,11 +48,12 @@ fn journal() -> &'static Journal {
     })
 }
 
-/// Begins: `consoles` get init's own lines, `kmsg` its warnings.
-pub(crate) fn begin(consoles: Vec<File>, kmsg: Option<File>) {
+/// Begins: what `open_consoles` opens gets init's own lines, `kmsg` its warnings.
+pub(crate) fn begin(open_consoles: fn() -> Vec<File>, kmsg: Option<File>) {
     let _ = JOURNAL.set(Journal {
         ring: Mutex::new(Ring::new(RING_BYTES)),
-        consoles: Mutex::new(consoles),
+        open_consoles,
+        consoles: Mutex::new(open_consoles()),
         kmsg,
         arrivals: Mutex::new(Vec::new()),
         wake: OnceLock::new(),
@@ -63,6 +66,10 @@ pub(crate) fn begin(consoles: Vec<File>, kmsg: Option<File>) {
 
 /// Whether init's lines go to the console; not while dcui draws there.
 pub(crate) fn show_on_console(show: bool) {
+    if show {
+        // The end of dcui, whose controlling terminal it was, hung up every descriptor of it.
+        *locked(&journal().consoles) = (journal().open_consoles)();
+    }
     journal().shown.store(show, Ordering::Relaxed);
 }
 

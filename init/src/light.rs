@@ -36,8 +36,7 @@ pub(crate) fn run(words: &[String]) -> ExitCode {
 
 fn begin(words: &[String]) -> std::io::Result<ExitCode> {
     let failed = mounts::light();
-    let console = File::options().write(true).open("/proc/self/fd/2");
-    journal::begin(console.into_iter().collect(), None);
+    journal::begin(|| File::options().write(true).open("/proc/self/fd/2").into_iter().collect(), None);
     let signals = Arc::new(reactor::signals()?);
     journal::collect(false)?;
     for (what, e) in &failed {

@@ -28,7 +28,7 @@ pub(crate) fn run() -> ! {
 fn begin() -> std::io::Result<()> {
     let kernel_took = clock::now_ms();
     let failed = mounts::server();
-    journal::begin(consoles(), File::options().write(true).open("/dev/kmsg").ok());
+    journal::begin(consoles, File::options().write(true).open("/dev/kmsg").ok());
     let signals = Arc::new(reactor::signals()?);
     let drivers = Drivers::begin();
     journal::collect(true)?;
