@@ -256,7 +256,10 @@ impl Assembly {
         ]);
         artefacts.push(put(out, "keelson.img", |path| Ok(disk::write(path, &esp)?))?);
         let manifest = Manifest { artefacts: artefacts.clone(), ..self.manifest.clone() }.to_json()?;
-        for (name, text) in [("keelson.manifest.json", manifest), ("sizes.txt", self.sizes.lines())] {
+        let command_line = format!("{}\n", self.manifest.command_line);
+        for (name, text) in
+            [("keelson.manifest.json", manifest), ("sizes.txt", self.sizes.lines()), ("cmdline", command_line)]
+        {
             put(out, name, |path| fs::write(path, &text).map_err(|source| at(path, source)))?;
         }
         Ok(artefacts)

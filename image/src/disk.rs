@@ -214,12 +214,13 @@ fn state(path: &Path, disk: &File) -> Result<(), DiskError> {
 
     let mut source = image.as_file();
     let mut block = vec![0; 64 << 10];
+    let hole = block.clone();
     let mut at = STATE_START;
     source.seek(SeekFrom::Start(0)).map_err(io("the state partition"))?;
     while at < STATE_START + STATE_SIZE {
         source.read_exact(&mut block).map_err(io("the state partition"))?;
         // Holes stay holes: the image is mostly empty.
-        if block.iter().any(|byte| *byte != 0) {
+        if block != hole {
             std::os::unix::fs::FileExt::write_all_at(disk, &block, at).map_err(io("the state partition"))?;
         }
         at += block.len() as u64;

@@ -101,6 +101,7 @@ pub struct Module {
     /// Path below `lib/modules/<version>/`.
     pub path: String,
     /// The file as shipped (`.ko.xz`).
+    #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
     /// What it says of itself.
     pub info: Modinfo,

@@ -7,13 +7,11 @@ use std::path::{Path, PathBuf};
 
 use crate::deb::{DebError, Files};
 use crate::drivers::{self, DriverError};
+use crate::modinfo::{self, ModinfoError};
 use crate::parts::Part;
 
-/// Drivers that a test guest may need: virtio devices, file systems to look at a disk with, entropy, sockets to the host.
-pub const GUEST_MODULES: &[&str] = &[
-    "virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "virtio_console", "virtio_balloon", "virtio_scsi",
-    "vmw_vsock_virtio_transport", "ext4", "vfat", "nls_ascii", "nls_cp437", "button", "evdev",
-];
+/// Drivers that a test guest needs: disk, network, entropy, the power button. Each one more is time in a nested boot.
+pub const GUEST_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "button", "evdev"];
 
 /// Why a part could not be laid out.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +31,9 @@ pub enum FetchError {
     /// Its drivers cannot be selected.
     #[error(transparent)]
     Driver(#[from] DriverError),
+    /// A driver cannot be unpacked.
+    #[error(transparent)]
+    Module(#[from] ModinfoError),
 }
 
 /// Writes `OVMF_CODE_4M.fd` and `OVMF_VARS_4M.fd` to `out`.
@@ -45,7 +46,9 @@ pub fn ovmf(part: &Part, out: &Path) -> Result<Vec<PathBuf>, FetchError> {
         .collect()
 }
 
-/// Writes `vmlinuz`, `release` (as `uname -r`), `modules/*.ko.xz`, and `modules.load`: their file names, each after what it needs.
+/// Writes `vmlinuz`, `release` (as `uname -r`), `modules/*.ko`, and `modules.load`: their file names, each after what it needs.
+///
+/// The modules are unpacked here: in a guest of an emulated server that takes longer than everything else.
 pub fn guest_kernel(part: &Part, out: &Path) -> Result<Vec<PathBuf>, FetchError> {
     let files = Files::read(&part.deb, |path| path.starts_with("boot/vmlinuz-") || path.starts_with("lib/modules/"))?;
     let selection = drivers::select(&files, GUEST_MODULES.iter().copied())?;
@@ -58,14 +61,21 @@ pub fn guest_kernel(part: &Part, out: &Path) -> Result<Vec<PathBuf>, FetchError>
     for name in selection.modules.keys() {
         for name in selection.needs(name).into_iter().rev().chain([name.as_str()]) {
             let Some(module) = selection.modules.get(name).filter(|_| listed.insert(name.to_owned())) else { continue };
-            let file = module.path.rsplit('/').next().unwrap_or(&module.path);
-            order.push_str(file);
+            let file = format!("{name}.ko");
+            order.push_str(&file);
             order.push('\n');
-            written.push(put(&out.join("modules").join(file), &module.bytes)?);
+            written.push(put(&out.join("modules").join(file), &modinfo::unpack(&module.bytes)?)?);
         }
     }
     written.push(put(&out.join("modules.load"), order.as_bytes())?);
     Ok(written)
+}
+
+/// Writes `busybox`, a static one, for the initramfs of a guest.
+pub fn guest_tools(part: &Part, out: &Path) -> Result<PathBuf, FetchError> {
+    const BUSYBOX: &str = "bin/busybox";
+    let files = Files::read(&part.deb, |path| path == BUSYBOX)?;
+    put(&out.join("busybox"), files.need(&part.locked.package, BUSYBOX)?)
 }
 
 fn put(path: &Path, bytes: &[u8]) -> Result<PathBuf, FetchError> {

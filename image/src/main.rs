@@ -27,7 +27,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Build keelson.efi (UKI), keelson.img (disk), vmlinuz, initramfs.cpio, keelson.manifest.json and sizes.txt.
+    /// Build keelson.efi (UKI), keelson.img (disk), vmlinuz, initramfs.cpio, cmdline, keelson.manifest.json, sizes.txt.
     Build {
         /// Directory with the static programs init, netd, hostd, dcui and keelson-vmm.
         #[arg(long, value_name = "DIR")]
@@ -68,8 +68,9 @@ enum Command {
 enum What {
     /// UEFI firmware for emulated servers: OVMF_CODE_4M.fd, OVMF_VARS_4M.fd.
     Ovmf,
-    /// A stock kernel for guests: vmlinuz, release, modules/, modules.load.
-    GuestKernel,
+    /// A stock kernel for guests and a shell: vmlinuz, release, modules/, modules.load, busybox.
+    #[value(alias = "guest-kernel")]
+    Guest,
     /// All that a build needs, into the cache only.
     Parts,
 }
@@ -201,7 +202,11 @@ fn fetch_one(wants: &Wants, what: What, out: &Path, store: &Store) -> Result<()>
     };
     let written = match what {
         What::Ovmf => fetch::ovmf(&one(Role::Ovmf)?, out)?,
-        What::GuestKernel => fetch::guest_kernel(&one(Role::GuestKernel)?, out)?,
+        What::Guest => {
+            let mut written = fetch::guest_kernel(&one(Role::GuestKernel)?, out)?;
+            written.push(fetch::guest_tools(&one(Role::GuestTools)?, out)?);
+            written
+        }
         What::Parts => cache.obtain(wants, &lock, artefacts::ROLES)?.into_iter().map(|part| part.deb).collect(),
     };
     for path in written {

@@ -25,18 +25,23 @@ const SUM: usize = 64;
 #[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Taken {
     /// The kernel as Debian signed it.
+    #[serde(with = "serde_bytes")]
     pub kernel: Vec<u8>,
     /// systemd's EFI stub.
+    #[serde(with = "serde_bytes")]
     pub stub: Vec<u8>,
     /// e2fsck.
+    #[serde(with = "serde_bytes")]
     pub fsck: Vec<u8>,
     /// The drivers.
     pub drivers: Selection,
     /// Their firmware.
     pub firmware: Firmware,
     /// Updates of Intel processors.
+    #[serde(with = "serde_bytes")]
     pub intel: Vec<u8>,
     /// Updates of AMD processors.
+    #[serde(with = "serde_bytes")]
     pub amd: Vec<u8>,
     /// Licence texts by name, compressed.
     pub licences: BTreeMap<String, Vec<u8>>,

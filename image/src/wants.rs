@@ -34,6 +34,8 @@ pub enum Role {
     Ovmf,
     /// A kernel for guests of demo and tests.
     GuestKernel,
+    /// Programs for those guests.
+    GuestTools,
 }
 
 /// The whole list.

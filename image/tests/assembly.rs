@@ -201,7 +201,7 @@ fn two_builds_are_the_same_bytes() {
             sums(&out)
         })
         .collect();
-    assert_eq!(outs[0].len(), 6);
+    assert_eq!(outs[0].len(), 7);
     assert_eq!(outs[0], outs[1]);
 }
 
