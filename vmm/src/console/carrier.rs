@@ -312,7 +312,9 @@ impl Client {
             let (bytes, next) = console.output(self.position, CHUNK);
             match self.stream.write(&bytes) {
                 Ok(n) => self.position = next - u64::try_from(bytes.len() - n.min(bytes.len())).unwrap_or_default(),
-                Err(e) => self.check(&e),
+                Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                // It reads no more, but what it typed before it closed still counts.
+                Err(_) => self.closed = true,
             }
         }
         if flags.intersects(PollFlags::POLLERR | PollFlags::POLLHUP | PollFlags::POLLNVAL) {
@@ -413,6 +415,25 @@ mod tests {
         }
         assert_eq!(got, text);
         drop(sender.join().unwrap());
+        stop.finish();
+    }
+
+    #[test]
+    fn what_was_typed_before_a_client_closed_still_counts() {
+        let (console, stop, path, _dir, _) = started();
+        // Output that it does not read: its connection breaks with bytes under way both ways.
+        console.print(&[b'x'; RING]);
+        for _ in 0..50 {
+            let mut client = UnixStream::connect(&path).unwrap();
+            client.write_all(b"poweroff\n").unwrap();
+            drop(client);
+            let mut got = vec![];
+            while got.len() < 9 {
+                got.extend(console.take_input(64));
+                std::thread::yield_now();
+            }
+            assert_eq!(got, b"poweroff\n");
+        }
         stop.finish();
     }
 }
