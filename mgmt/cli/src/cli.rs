@@ -1,0 +1,369 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use keelson_api::Service;
+use keelson_api::client::Fingerprint;
+use uuid::Uuid;
+
+use crate::place::Place;
+
+/// Manage a Keelson host.
+#[derive(Debug, Parser)]
+#[command(
+    name = "keelctl",
+    version,
+    propagate_version = true,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage, 3 not found, 4 not logged in, 5 host not reachable, 6 the host's certificate is not the trusted one."
+)]
+pub(crate) struct Cli {
+    /// The host, NAME[:PORT]; the one logged in to last when missing.
+    #[arg(long, global = true, env = "KEELSON_HOST", value_name = "HOST")]
+    pub(crate) host: Option<String>,
+    /// A bearer token, in place of the one that `login` stored.
+    #[arg(long, global = true, env = "KEELSON_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    pub(crate) token: Option<String>,
+    /// The SHA-256 fingerprint of the host's certificate, in place of the stored one.
+    #[arg(long, global = true, env = "KEELSON_FINGERPRINT", value_name = "SHA256")]
+    pub(crate) fingerprint: Option<Fingerprint>,
+    /// Speak to the host that this runs on, over its local socket (as root).
+    #[arg(long, global = true, conflicts_with = "token")]
+    pub(crate) local: bool,
+    /// That socket, where it is elsewhere.
+    #[arg(long, global = true, hide = true, requires = "local", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// How results are written.
+    #[arg(short, long, global = true, value_enum, default_value_t = Format::Table, value_name = "FORMAT")]
+    pub(crate) output: Format,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// How results are written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// Columns for people.
+    Table,
+    /// The API's JSON, for programs.
+    Json,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Log in to a host and remember it. Its certificate is trusted on first use.
+    Login(Login),
+    /// End the session with the host.
+    Logout,
+    /// The host itself.
+    Host {
+        #[command(subcommand)]
+        command: Option<HostCommand>,
+    },
+    /// The host's network.
+    Network {
+        #[command(subcommand)]
+        command: Option<NetworkCommand>,
+    },
+    /// Virtual machines.
+    Vm {
+        #[command(subcommand)]
+        command: VmCommand,
+    },
+    /// Datastores and their files.
+    Datastore {
+        #[command(subcommand)]
+        command: DatastoreCommand,
+    },
+    /// Recent tasks.
+    Task {
+        #[command(subcommand)]
+        command: TaskCommand,
+    },
+    /// The host's log.
+    Logs(Logs),
+    /// Bearer tokens for programs.
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// A completion script for a shell.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Login {
+    /// NAME[:PORT] or ADDRESS[:PORT].
+    pub(crate) to: Option<String>,
+    /// The account.
+    #[arg(long, default_value = keelson_api::ROOT)]
+    pub(crate) username: String,
+    /// Read the password from standard input rather than from the terminal.
+    #[arg(long)]
+    pub(crate) password_stdin: bool,
+    /// Trust the certificate that the host shows without asking.
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum HostCommand {
+    /// Identity, version, hardware, conditions (also without a command).
+    Show,
+    /// Set the host's name.
+    SetName {
+        /// A host name (RFC 1123).
+        name: String,
+    },
+    /// Shut down or restart the host.
+    Power {
+        /// Which.
+        action: HostPowerArgument,
+        /// How long guests may take after their power button, in seconds.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=3600))]
+        guest_deadline: u32,
+    },
+    /// Set root's password.
+    SetPassword {
+        /// Read the present and the new password, a line each, from standard input (the new one alone with --local on a host without one).
+        #[arg(long)]
+        password_stdin: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HostPowerArgument {
+    /// Power off.
+    Off,
+    /// Restart.
+    Reboot,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum NetworkCommand {
+    /// NICs, switches, port groups, VMkernel adapters (also without a command).
+    Show,
+    /// Set what a VMkernel adapter is used for: the whole list.
+    SetServices {
+        /// Such as vmk0.
+        adapter: String,
+        /// Of: management, vmotion; separated by commas.
+        #[arg(value_delimiter = ',', value_parser = service, required = true)]
+        services: Vec<Service>,
+    },
+    /// Set how a VMkernel adapter gets its IPv4 address.
+    SetIpv4 {
+        /// Such as vmk0.
+        adapter: String,
+        /// `dhcp`, `disabled`, or ADDRESS/PREFIX.
+        address: String,
+        /// The default router; with ADDRESS/PREFIX only.
+        #[arg(long)]
+        gateway: Option<std::net::Ipv4Addr>,
+        /// Name servers, at most three, separated by commas.
+        #[arg(long, value_delimiter = ',')]
+        dns: Option<Vec<std::net::Ipv4Addr>>,
+    },
+    /// Set name servers and search domains.
+    SetDns {
+        /// At most three; those of DHCP are used when there are none.
+        servers: Vec<std::net::Ipv4Addr>,
+        /// Search domains, separated by commas.
+        #[arg(long, value_delimiter = ',')]
+        search: Vec<String>,
+    },
+    /// Restart the management network.
+    Restart,
+}
+
+fn service(text: &str) -> Result<Service, String> {
+    match text {
+        "management" => Ok(Service::Management),
+        "vmotion" => Ok(Service::Vmotion),
+        _ => Err("`management` and `vmotion` are services".into()),
+    }
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum VmCommand {
+    /// All VMs.
+    List,
+    /// One VM.
+    Show {
+        /// Its name or id.
+        vm: String,
+    },
+    /// Create a VM; it is powered off.
+    Create(Box<Create>),
+    /// Power on.
+    Start(VmAndWait),
+    /// Shut the guest down by its power button; with --force, power off at once.
+    Stop {
+        #[command(flatten)]
+        vm: VmAndWait,
+        /// As by pulling the plug.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Reset, as by the reset button.
+    Reset(VmAndWait),
+    /// Stop the vCPUs.
+    Pause(VmAndWait),
+    /// Let the vCPUs run again.
+    Resume(VmAndWait),
+    /// Speak with the guest on its serial console. Ctrl-] quits.
+    Console {
+        /// Its name or id.
+        vm: String,
+        /// Print what the serial port printed lately, and end.
+        #[arg(long)]
+        log: bool,
+    },
+    /// Delete a VM with its directory.
+    Delete(VmAndWait),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct VmAndWait {
+    /// Its name or id.
+    pub(crate) vm: String,
+    /// Return as soon as the task has begun.
+    #[arg(long)]
+    pub(crate) no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Create {
+    /// Its name, unique on the host.
+    #[arg(required_unless_present = "file")]
+    pub(crate) name: Option<String>,
+    /// Read the whole specification, the API's JSON, from this file (`-`: standard input).
+    #[arg(short, long, conflicts_with_all = ["name", "vcpus", "memory", "kernel", "initramfs", "cmdline", "disks", "nics", "datastore"], value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// vCPUs.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) vcpus: u32,
+    /// Memory: 512M, 2G, or a number of MiB.
+    #[arg(long, default_value = "512M", value_parser = mebibytes)]
+    pub(crate) memory: u64,
+    /// The kernel: "[datastore] path" or datastore:path.
+    #[arg(long, required_unless_present = "file")]
+    pub(crate) kernel: Option<Place>,
+    /// The initramfs, written likewise.
+    #[arg(long)]
+    pub(crate) initramfs: Option<Place>,
+    /// The kernel's command line.
+    #[arg(long, default_value = "console=ttyS0")]
+    pub(crate) cmdline: String,
+    /// A disk, repeatable: `new=SIZE` for a new empty one (10G), or an image, "[datastore] path" or datastore:path; `,ro` makes it read-only.
+    #[arg(long = "disk", value_name = "DISK", value_parser = crate::place::disk)]
+    pub(crate) disks: Vec<keelson_api::DiskSpec>,
+    /// A network adapter, repeatable: a port group, with `,mac=MAC` to set its address.
+    #[arg(long = "nic", value_name = "NIC", value_parser = crate::place::nic)]
+    pub(crate) nics: Vec<keelson_api::NicSpec>,
+    /// The datastore for its directory.
+    #[arg(long)]
+    pub(crate) datastore: Option<String>,
+}
+
+/// MiB, written `512M`, `2G`, `1T` or as a plain number.
+pub(crate) fn mebibytes(text: &str) -> Result<u64, String> {
+    let wrong = || format!("`{text}` is no size such as 512M, 2G or 2048 (MiB)");
+    let upper = text.trim().to_ascii_uppercase();
+    let plain = upper.trim_end_matches("IB").trim_end_matches('B');
+    let (digits, factor) = match plain.chars().last() {
+        Some('M') => (plain.trim_end_matches('M'), 1),
+        Some('G') => (plain.trim_end_matches('G'), 1024),
+        Some('T') => (plain.trim_end_matches('T'), 1024 * 1024),
+        _ => (plain, 1),
+    };
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number.checked_mul(factor).ok_or_else(wrong)
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DatastoreCommand {
+    /// All datastores.
+    List,
+    /// Files in a directory.
+    Ls {
+        /// "[datastore] dir", datastore:dir, or a datastore's name alone.
+        place: Place,
+    },
+    /// Upload a file.
+    Upload {
+        /// The file here.
+        file: PathBuf,
+        /// Where to: "[datastore] path" or datastore:path; a place that ends with `/` keeps the file's name.
+        place: Place,
+    },
+    /// Download a file.
+    Download {
+        /// Which: "[datastore] path" or datastore:path.
+        place: Place,
+        /// Where to (`-`: standard output); the file's name when missing.
+        file: Option<PathBuf>,
+    },
+    /// Delete a file.
+    Rm {
+        /// Which: "[datastore] path" or datastore:path.
+        place: Place,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TaskCommand {
+    /// Recent tasks.
+    List,
+    /// One task.
+    Show {
+        /// Its id.
+        id: Uuid,
+    },
+    /// Wait until a task has ended; fails when the task did.
+    Wait {
+        /// Its id.
+        id: Uuid,
+    },
+    /// Ask a task to stop.
+    Cancel {
+        /// Its id.
+        id: Uuid,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    /// Go on with new lines.
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// Only of this source: kernel, init, netd, hostd, vm/ID.
+    #[arg(long)]
+    pub(crate) source: Option<String>,
+    /// The last N lines only.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) lines: Option<usize>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TokenCommand {
+    /// Issue a token; it is shown once.
+    Create {
+        /// What it is for.
+        name: String,
+        /// How long it is good, in days; for ever when missing.
+        #[arg(long, value_name = "DAYS")]
+        days: Option<u32>,
+    },
+    /// Issued tokens.
+    List,
+    /// End a token.
+    Delete {
+        /// Its id.
+        id: Uuid,
+    },
+}

@@ -1,0 +1,131 @@
+//! `host` and `logs`.
+
+use std::time::Duration;
+
+use keelson_api::client::{Client, LogQuery};
+use keelson_api::{Host, HostPower, HostPowerAction, HostUpdate, LogLine, PasswordChange};
+
+use crate::cli::{HostCommand, HostPowerArgument, Logs};
+use crate::failure::Failure;
+use crate::output::{Output, bytes, clean, size, span};
+use crate::terminal;
+
+/// How often `logs -f` asks: the API has no stream of log lines.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+pub(crate) fn run(client: &Client, command: Option<&HostCommand>, output: &Output) -> Result<(), Failure> {
+    match command {
+        None | Some(HostCommand::Show) => show(&client.get_host()?, output),
+        Some(HostCommand::SetName { name }) => show(&client.update_host(&HostUpdate { hostname: Some(name.clone()) })?, output),
+        Some(HostCommand::Power { action, guest_deadline }) => {
+            let action = match action {
+                HostPowerArgument::Off => HostPowerAction::PowerOff,
+                HostPowerArgument::Reboot => HostPowerAction::Reboot,
+            };
+            // Its end cannot be waited for: the host goes away with it.
+            let task = client.host_power(&HostPower { action, guest_deadline_s: *guest_deadline })?;
+            crate::task::show(&task, output)
+        }
+        Some(HostCommand::SetPassword { password_stdin }) => set_password(client, *password_stdin),
+    }
+}
+
+fn set_password(client: &Client, from_stdin: bool) -> Result<(), Failure> {
+    let set = client.identity()?.password_set;
+    let (current, new) = if from_stdin {
+        let current = set.then(terminal::line_from_stdin).transpose()?;
+        (current, terminal::line_from_stdin()?)
+    } else {
+        let current = set.then(|| terminal::password("Present password: ")).transpose()?;
+        let new = terminal::password("New password: ")?;
+        if new != terminal::password("New password again: ")? {
+            return Err(Failure::Usage("the two new passwords are not the same; nothing was changed".into()));
+        }
+        (current, new)
+    };
+    Ok(client.change_password(&PasswordChange { current, new })?)
+}
+
+fn show(host: &Host, output: &Output) -> Result<(), Failure> {
+    output.one(host, || {
+        let identity = &host.identity;
+        let yes = |b: bool| if b { "yes".to_owned() } else { "no".to_owned() };
+        let reason = |b: bool, why: &Option<String>| match why {
+            Some(why) if !b => format!("no: {why}"),
+            _ => yes(b),
+        };
+        let mut lines = vec![
+            ("Hostname", identity.hostname.clone()),
+            ("Product", format!("{} {} (Linux {})", identity.product, identity.version, host.kernel)),
+            ("Host id", identity.host_id.to_string()),
+            ("Certificate SHA-256", identity.certificate_sha256.clone()),
+            ("Up for", span(host.uptime_s)),
+            ("Hardware", host.hardware.clone().unwrap_or_else(|| "unknown".into())),
+            ("CPU", format!("{} ({} sockets, {} cores, {} threads)", host.cpu.model, host.cpu.sockets, host.cpu.cores, host.cpu.threads)),
+            (
+                "Memory",
+                format!("{}, {} available, {} of powered-on VMs", size(host.memory.total_bytes), size(host.memory.available_bytes), size(host.memory.reserved_for_vms_bytes)),
+            ),
+            ("Runs VMs", reason(host.kvm.available, &host.kvm.reason)),
+            ("vMotion ready", reason(host.vmotion_ready, &host.vmotion_reason)),
+            ("Settings kept", yes(host.persistent)),
+            ("Password set", yes(identity.password_set)),
+        ];
+        for (n, condition) in host.conditions.iter().enumerate() {
+            let name = if n == 0 { "Conditions" } else { "" };
+            lines.push((name, format!("{} ({})\n{}", condition.message, condition.code, condition.remedy)));
+        }
+        let steps: Vec<String> = host.boot_timeline.iter().map(|s| format!("{:>7} ms  {}", s.at_ms, s.name)).collect();
+        if !steps.is_empty() {
+            lines.push(("Boot", steps.join("\n")));
+        }
+        lines
+    })
+}
+
+/// The log; with `-f` until interrupted.
+pub(crate) fn logs(client: &Client, logs: &Logs, output: &Output) -> Result<(), Failure> {
+    let mut query = LogQuery { source: logs.source.clone(), ..LogQuery::default() };
+    let mut lines = client.logs(&query)?;
+    if let Some(wanted) = logs.lines {
+        // What comes at once is the oldest part that is left; the newest is at its end.
+        loop {
+            let Some(last) = lines.last() else { break };
+            query.since = last.seq + 1;
+            let more = client.logs(&query)?;
+            if more.is_empty() {
+                break;
+            }
+            lines.extend(more);
+        }
+        lines.drain(..lines.len().saturating_sub(wanted));
+    }
+    loop {
+        print(&lines, output)?;
+        let ended = lines.is_empty();
+        if let Some(last) = lines.last() {
+            query.since = last.seq + 1;
+        }
+        if ended {
+            if !logs.follow {
+                return Ok(());
+            }
+            std::thread::sleep(FOLLOW);
+        }
+        lines = client.logs(&query)?;
+    }
+}
+
+fn print(lines: &[LogLine], output: &Output) -> Result<(), Failure> {
+    let mut text = String::new();
+    for line in lines {
+        if output.is_json() {
+            // A document a line, so that following works.
+            text.push_str(&serde_json::to_string(line).map_err(|e| Failure::local("a log line cannot be written as JSON", e.into()))?);
+        } else {
+            text.push_str(&format!("{} {:<7} {}: {}", line.time, line.level, clean(&line.source), clean(&line.text)));
+        }
+        text.push('\n');
+    }
+    bytes(text.as_bytes())
+}

@@ -1,0 +1,116 @@
+//! `vm`.
+
+use std::io::Read;
+
+use keelson_api::client::Client;
+use keelson_api::{PowerState, Vm, VmPowerAction, VmSpec};
+use uuid::Uuid;
+
+use crate::cli::{Create, VmAndWait, VmCommand};
+use crate::failure::Failure;
+use crate::output::{Output, size, span};
+use crate::{console, task};
+
+pub(crate) fn run(client: &Client, command: &VmCommand, output: &Output) -> Result<(), Failure> {
+    let power = |vm: &VmAndWait, action| {
+        let id = find(client, &vm.vm)?.id;
+        task::follow(client, client.vm_power(id, action)?, vm.no_wait, output)
+    };
+    match command {
+        VmCommand::List => output.list(&client.vms()?, &["name", "state", "vCPUs", "memory", "directory", "id"], |vm| {
+            vec![vm.name.clone(), state(vm.power_state).into(), vm.vcpus.to_string(), size(vm.memory_mib * 1024 * 1024), vm.directory.clone(), vm.id.to_string()]
+        }),
+        VmCommand::Show { vm } => show(&find(client, vm)?, output),
+        VmCommand::Create(create) => show(&client.create_vm(&spec(create)?)?, output),
+        VmCommand::Start(vm) => power(vm, VmPowerAction::On),
+        VmCommand::Stop { vm, force } => power(vm, if *force { VmPowerAction::Off } else { VmPowerAction::Shutdown }),
+        VmCommand::Reset(vm) => power(vm, VmPowerAction::Reset),
+        VmCommand::Pause(vm) => power(vm, VmPowerAction::Pause),
+        VmCommand::Resume(vm) => power(vm, VmPowerAction::Resume),
+        VmCommand::Console { vm, log } => console::run(client, &find(client, vm)?, *log),
+        VmCommand::Delete(vm) => {
+            let id = find(client, &vm.vm)?.id;
+            task::follow(client, client.delete_vm(id)?, vm.no_wait, output)
+        }
+    }
+}
+
+/// A VM by its name or id. A name comes first: one may look like an id.
+pub(crate) fn find(client: &Client, name: &str) -> Result<Vm, Failure> {
+    let mut vms = client.vms()?;
+    let id = Uuid::parse_str(name).ok();
+    let at = vms.iter().position(|vm| vm.name == name).or_else(|| vms.iter().position(|vm| Some(vm.id) == id));
+    match at {
+        Some(at) => Ok(vms.swap_remove(at)),
+        None => {
+            let mut names: Vec<String> = vms.into_iter().map(|vm| vm.name).collect();
+            names.sort();
+            let known = if names.is_empty() { "there are none".to_owned() } else { format!("there are: {}", names.join(", ")) };
+            Err(Failure::NotFound(format!("{} has no VM named `{name}`; {known}", client.host())))
+        }
+    }
+}
+
+fn state(state: PowerState) -> &'static str {
+    match state {
+        PowerState::PoweredOff => "off",
+        PowerState::PoweredOn => "on",
+        PowerState::Paused => "paused",
+    }
+}
+
+/// The API's specification of what the command line says.
+pub(crate) fn spec(create: &Create) -> Result<VmSpec, Failure> {
+    if let Some(file) = &create.file {
+        let mut text = String::new();
+        let read = if file.as_os_str() == "-" {
+            std::io::stdin().read_to_string(&mut text).map(drop)
+        } else {
+            std::fs::File::open(file).and_then(|mut f| f.read_to_string(&mut text)).map(drop)
+        };
+        read.map_err(|e| Failure::local(format!("{} cannot be read", file.display()), e))?;
+        return serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("{} is no VM specification: {e}", file.display())));
+    }
+    let file = |place: &crate::place::Place| place.file().map(ToString::to_string).map_err(Failure::Usage);
+    // The parser has made sure of both.
+    let missing = |what: &str| Failure::Usage(format!("a VM needs {what}"));
+    Ok(VmSpec {
+        name: create.name.clone().ok_or_else(|| missing("a name"))?,
+        datastore: create.datastore.clone(),
+        vcpus: create.vcpus,
+        memory_mib: create.memory,
+        kernel: file(create.kernel.as_ref().ok_or_else(|| missing("--kernel"))?)?,
+        initramfs: create.initramfs.as_ref().map(file).transpose()?,
+        cmdline: create.cmdline.clone(),
+        disks: create.disks.clone(),
+        nics: create.nics.clone(),
+    })
+}
+
+fn show(vm: &Vm, output: &Output) -> Result<(), Failure> {
+    output.one(vm, || {
+        let mut lines = vec![
+            ("Name", vm.name.clone()),
+            ("Id", vm.id.to_string()),
+            ("State", state(vm.power_state).into()),
+            ("Directory", vm.directory.clone()),
+            ("Hardware version", vm.hardware_version.to_string()),
+            ("vCPUs", vm.vcpus.to_string()),
+            ("Memory", size(vm.memory_mib * 1024 * 1024)),
+            ("Kernel", vm.kernel.clone()),
+            ("Command line", vm.cmdline.clone()),
+        ];
+        lines.extend(vm.initramfs.clone().map(|i| ("Initramfs", i)));
+        for (n, disk) in vm.disks.iter().enumerate() {
+            let read_only = if disk.read_only { ", read-only" } else { "" };
+            lines.push((if n == 0 { "Disks" } else { "" }, format!("{} ({}{read_only})", disk.path, size(disk.size_bytes))));
+        }
+        for (n, nic) in vm.nics.iter().enumerate() {
+            lines.push((if n == 0 { "Network adapters" } else { "" }, format!("{} ({})", nic.port_group, nic.mac)));
+        }
+        lines.extend(vm.uptime_s.map(|s| ("Up for", span(s))));
+        lines.extend(vm.memory_touched_mib.map(|m| ("Memory touched", size(m * 1024 * 1024))));
+        lines.extend(vm.last_exit.clone().map(|e| ("Last run", e)));
+        lines
+    })
+}
