@@ -98,6 +98,12 @@ impl Host {
         self.run().join("hostd.sock")
     }
 
+    /// Where HTTPS is served.
+    pub(crate) fn address(&self) -> String {
+        let log = self.log.lock().unwrap();
+        log.iter().find_map(|l| l.split("HTTPS is served on ").nth(1)).unwrap().trim().to_owned()
+    }
+
     pub(crate) fn arguments(&self) -> Vec<std::ffi::OsString> {
         let at = |name: &str| self.dir.path().join(name).into_os_string();
         vec!["--state".into(), at("state"), "--datastore".into(), at("datastore"), "--run".into(), at("run"), "--listen".into(), "127.0.0.1:0".into()]
