@@ -8,7 +8,7 @@ use crate::apply;
 use crate::control::Outcome;
 use crate::daemon::{Daemon, ReconcileError};
 use crate::dhcp::run::Command;
-use crate::model::Kind;
+use crate::model::Link;
 use crate::names;
 use crate::plan::Op;
 use crate::taps::{self, MAX_ALIAS, TapAlias};
@@ -71,8 +71,7 @@ impl Daemon {
 
     /// Taps belong to running guests: their port groups cannot go.
     fn keeps_taps(&self, config: &NetworkConfig) -> Result<(), Refusal> {
-        for link in self.observed.links.iter().filter(|l| l.kind == Kind::Tap) {
-            let Some(alias) = TapAlias::parse(&link.alias) else { continue };
+        for alias in self.observed.links.iter().filter_map(Link::tap) {
             if !config.port_groups.iter().any(|g| g.name == alias.port_group) {
                 return Err(Refusal::BadConfig(keelson_netcfg_control::ConfigError {
                     field: "port_groups".into(),
@@ -134,9 +133,8 @@ impl Daemon {
 
     /// Removes a VM's taps, or the one of this number.
     async fn close_taps(&mut self, vm: Uuid, index: Option<u32>) -> Result<(), Refusal> {
-        let taps = self.observed.links.iter().filter(|l| l.kind == Kind::Tap);
-        let names = taps.filter_map(|l| {
-            let alias = TapAlias::parse(&l.alias)?;
+        let names = self.observed.links.iter().filter_map(|l| {
+            let alias = l.tap()?;
             (alias.vm == vm && index.is_none_or(|i| i == alias.index)).then(|| l.name.clone())
         });
         for link in names.collect::<Vec<_>>() {

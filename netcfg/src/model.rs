@@ -11,6 +11,7 @@ use keelson_netcfg_control::MacAddr;
 
 use crate::names;
 use crate::plan::Op;
+use crate::taps::TapAlias;
 
 /// All that the planner needs to know of the kernel.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -105,6 +106,12 @@ impl Link {
     /// Whether it can carry frames now.
     pub(crate) fn linked(&self) -> bool {
         self.up && self.carrier
+    }
+
+    /// Whose tap it is, when it is one that netd made.
+    pub(crate) fn tap(&self) -> Option<TapAlias> {
+        let ours = self.kind == Kind::Tap && names::number(&self.name, "vmtap").is_some();
+        ours.then(|| TapAlias::parse(&self.alias)).flatten()
     }
 
     /// The bridge's settings, when it is a bridge.

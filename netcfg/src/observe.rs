@@ -109,7 +109,7 @@ fn read_link(message: &LinkMessage, speeds: &BTreeMap<u32, u32>) -> (Link, Optio
         addresses: Vec::new(),
     };
     let (mut master, mut peer, mut parent, mut bus, mut permanent) = (None, None, None, None, None);
-    let (mut kind, mut data) = (None, None);
+    let (mut kind, mut data, mut elsewhere) = (None, None, false);
     for attribute in &message.attributes {
         match attribute {
             LinkAttribute::IfName(name) => link.name.clone_from(name),
@@ -118,6 +118,8 @@ fn read_link(message: &LinkMessage, speeds: &BTreeMap<u32, u32>) -> (Link, Optio
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Controller(index) => master = Some(*index).filter(|i| *i != 0),
             LinkAttribute::Link(index) => peer = Some(*index),
+            // The other end is in another network namespace: its index means nothing here.
+            LinkAttribute::LinkNetNsId(_) => elsewhere = true,
             LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
             LinkAttribute::ParentDevName(name) => parent = Some(name.clone()),
             LinkAttribute::ParentDevBusName(name) => bus = Some(name.clone()),
@@ -147,7 +149,7 @@ fn read_link(message: &LinkMessage, speeds: &BTreeMap<u32, u32>) -> (Link, Optio
     link.permanent_mac = permanent.unwrap_or(link.mac);
     link.kind = match (kind, data) {
         (Some(InfoKind::Bridge), Some(InfoData::Bridge(infos))) => Kind::Bridge(read_bridge(infos)),
-        (Some(InfoKind::Veth), _) => Kind::Veth(peer),
+        (Some(InfoKind::Veth), _) => Kind::Veth(peer.filter(|_| !elsewhere)),
         (Some(InfoKind::Tun), _) => Kind::Tap,
         (None, _) if header.link_layer_type == LinkLayerType::Loopback => Kind::Loopback,
         (None, _) if header.link_layer_type == LinkLayerType::Ether => match (parent, bus) {

@@ -67,8 +67,9 @@ impl fmt::Display for Op {
 pub(crate) fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Op> {
     let mut planner = Planner { kernel: observed.clone(), ops: Vec::new() };
     planner.up("lo");
-    planner.remove_unwanted(wanted);
+    // First: a NIC that has a name of ours by chance is renamed, not in the way.
     planner.name_nics(wanted);
+    planner.remove_unwanted(wanted);
     for switch in &wanted.switches {
         planner.switch(&switch.name, switch.mac, switch.mtu, wanted.vlan_filtering);
     }
@@ -132,6 +133,9 @@ impl Planner {
         };
         let kernel = self.kernel.clone();
         let unwanted = |link: &&Link| {
+            if link.is_nic() {
+                return false;
+            }
             if names::number(&link.name, "vmk").is_some() {
                 // A vmkN that is no pair of ours has a name that we need.
                 return !adapter(&link.name) || !paired(&kernel, link);
@@ -261,3 +265,7 @@ impl Planner {
         }
     }
 }
+
+#[cfg(test)]
+#[path = "plan_tests.rs"]
+mod tests;

@@ -10,7 +10,6 @@ use keelson_netcfg_control::{
 
 use crate::dhcp::run::Update;
 use crate::model::{Kind, Observed};
-use crate::taps::TapAlias;
 
 /// All that a status is made of.
 pub(crate) struct Facts<'a> {
@@ -95,8 +94,8 @@ pub(crate) fn status(facts: Facts<'_>) -> NetworkStatus {
             dhcp: update.map(|u| keelson_netcfg_control::DhcpStatus { lease_left_s: left(u), ..u.status.clone() }),
         }
     });
-    let taps = observed.links.iter().filter(|l| l.kind == Kind::Tap).filter_map(|link| {
-        let alias = TapAlias::parse(&link.alias)?;
+    let taps = observed.links.iter().filter_map(|link| {
+        let alias = link.tap()?;
         Some(TapStatus { name: link.name.clone(), vm: alias.vm, index: alias.index, port_group: alias.port_group })
     });
     NetworkStatus {

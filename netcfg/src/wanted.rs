@@ -8,7 +8,6 @@ use keelson_netcfg_control::{Ipv4, MacAddr, NetworkConfig, NicName, Uplinks};
 
 use crate::model::{Kind, Observed};
 use crate::names;
-use crate::taps::TapAlias;
 
 /// What the kernel must have.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -172,8 +171,8 @@ pub(crate) fn wanted(
             metric: 100 + number,
         })
     });
-    let taps = observed.links.iter().filter(|l| l.kind == Kind::Tap).filter_map(|link| {
-        let alias = TapAlias::parse(&link.alias)?;
+    let taps = observed.links.iter().filter_map(|link| {
+        let alias = link.tap()?;
         let (switch, vid) = place(&alias.port_group)?;
         Some(WantedTap { name: link.name.clone(), mtu: switch.mtu, switch: switch.name.clone(), vid })
     });

@@ -149,3 +149,108 @@ impl Client {
         out
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dhcp::machine::{OutgoingKind, ReplyKind};
+
+    const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+
+    fn s(seconds: u64) -> Duration {
+        Duration::from_secs(seconds)
+    }
+
+    fn run_until(client: &mut Client, end: Duration) -> Vec<(Duration, Send)> {
+        let mut sent = Vec::new();
+        while let Some(at) = client.deadline().filter(|at| *at <= end) {
+            sent.extend(client.step(at, Event::Timer).into_iter().map(|send| (at, send)));
+        }
+        sent
+    }
+
+    fn reply(kind: ReplyKind, xid: u32) -> Event {
+        let address = Ipv4Addr::new(192, 0, 2, 50);
+        let server = Some(Ipv4Addr::new(192, 0, 2, 1));
+        let mask = Some(Ipv4Addr::new(255, 255, 255, 0));
+        Event::Reply(Reply {
+            kind,
+            xid,
+            address,
+            server,
+            mask,
+            gateway: server,
+            dns: vec![],
+            search: vec![],
+            hostname: None,
+            lease_s: Some(600),
+            t1_s: None,
+            t2_s: None,
+            text: None,
+        })
+    }
+
+    #[test]
+    fn silence_brings_a_link_local_address_at_about_ten_seconds_and_a_lease_replaces_it() {
+        let mut client = Client::new(MAC, Jitter::new(3), None, None, s(0));
+        client.step(s(0), Event::Link(true));
+        run_until(&mut client, s(8));
+        assert_eq!((client.address(), client.unanswered(s(8))), (None, false));
+        let sent = run_until(&mut client, s(13));
+        let (address, gateway) = client.address().expect("a link-local address");
+        assert!(address.addr().is_link_local() && gateway.is_none());
+        assert!(client.unanswered(s(13)));
+        // DHCP goes on meanwhile, and a server appears.
+        let later = run_until(&mut client, s(60));
+        let discovers = later.iter().chain(&sent).filter_map(|(_, send)| match send {
+            Send::Dhcp(message) if message.kind == OutgoingKind::Discover => Some(message.xid),
+            _ => None,
+        });
+        let xid = discovers.last().expect("a DISCOVER");
+        client.step(s(60), reply(ReplyKind::Offer, xid));
+        client.step(s(60), reply(ReplyKind::Ack, xid));
+        run_until(&mut client, s(61));
+        assert_eq!(client.address().map(|(a, _)| a.to_string()).as_deref(), Some("192.0.2.50/24"));
+        assert!(!client.unanswered(s(61)) && !client.wants_arp());
+    }
+
+    #[test]
+    fn a_link_local_address_of_before_is_kept_and_known_to_be_a_stopgap() {
+        let had = Ipv4Addr::new(169, 254, 7, 7);
+        let mut client = Client::new(MAC, Jitter::new(3), None, Some(had), s(100));
+        client.step(s(100), Event::Link(true));
+        assert_eq!(client.address().map(|(a, _)| a.addr()), Some(had));
+        assert!(client.unanswered(s(100)));
+        run_until(&mut client, s(130));
+        assert_eq!(client.address().map(|(a, _)| a.addr()), Some(had));
+    }
+
+    #[test]
+    fn without_a_link_nothing_is_sent_and_nobody_is_told_of_dhcp() {
+        let mut client = Client::new(MAC, Jitter::new(3), None, None, s(0));
+        assert_eq!(client.deadline(), None);
+        client.step(s(0), Event::Link(true));
+        client.step(s(1), Event::Link(false));
+        assert!(!client.unanswered(s(100)));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn time_never_stands_still(seed: u64, flips in proptest::collection::vec(1u64..40, 0..20)) {
+            let mut client = Client::new(MAC, Jitter::new(seed), None, None, s(0));
+            let (mut now, mut link) = (s(0), false);
+            for wait in flips {
+                link = !link;
+                client.step(now, Event::Link(link));
+                let (end, mut turns) = (now + s(wait), 0);
+                while let Some(at) = client.deadline().filter(|at| *at <= end) {
+                    now = now.max(at);
+                    client.step(now, Event::Timer);
+                    turns += 1;
+                    proptest::prop_assert!(turns < 100, "it spins at {:?}", at);
+                }
+                now = end;
+            }
+        }
+    }
+}

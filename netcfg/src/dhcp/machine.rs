@@ -291,16 +291,16 @@ impl Machine {
 
     /// RFC 2131, 4.1 (doubling, ±1 s) and, while a lease runs, 4.4.5 (half of what remains).
     fn repeat_at(&mut self, now: Duration) -> Duration {
-        let until = match (&self.state, &self.lease) {
-            (State::Renewing, Some(lease)) => Some(lease.rebind_at),
-            (State::Rebinding, Some(lease)) => lease.ends_at,
+        let window = match (&self.state, &self.lease) {
+            (State::Renewing, Some(lease)) => Some((lease.renew_at, lease.rebind_at)),
+            (State::Rebinding, Some(lease)) => lease.ends_at.map(|end| (lease.rebind_at, end)),
             _ => None,
         };
-        if let Some(until) = until {
-            let left = until.saturating_sub(now);
-            // The RFC's least wait of a minute would be the whole of a short lease: then a quarter of what is left at first.
-            let floor = RENEW_FLOOR.min(left / 4).max(Duration::from_secs(1));
-            return (now + (left / 2).max(floor)).min(until.max(now));
+        if let Some((from, until)) = window {
+            // The RFC's least wait of a minute would be the whole of a short lease's window: of that an eighth is enough.
+            let floor = RENEW_FLOOR.min(until.saturating_sub(from) / 8).max(Duration::from_secs(1));
+            let half = until.saturating_sub(now) / 2;
+            return (now + half.max(floor)).min(until.max(now));
         }
         let wait = FIRST_REPEAT.saturating_mul(1 << self.attempts.min(5)).min(LAST_REPEAT);
         let spread = Duration::from_secs(1).min(wait / 4);
