@@ -204,9 +204,11 @@ fn several_vcpus_start_by_init_and_sipi() {
     if !kvm() {
         return;
     }
-    let mut vm = Vm::run("smp=4", &["--cpus", "4"]);
-    assert_eq!(vm.number("cpus"), 4);
-    assert_eq!(vm.exit_code(), OFF);
+    for cpus in ["2", "64"] {
+        let mut vm = Vm::run(&format!("smp={cpus}"), &["--cpus", cpus]);
+        assert_eq!(vm.number("cpus").to_string(), cpus);
+        assert_eq!(vm.exit_code(), OFF);
+    }
 }
 
 #[test]

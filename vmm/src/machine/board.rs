@@ -36,7 +36,7 @@ pub(super) struct Board {
     pci: Arc<Mutex<PciBus>>,
     /// Held for as long as KVM may write to it: see `sys::set_memory_slot`. The fields after it are dropped later still.
     _vm: Arc<VmFd>,
-    _ram: GuestRam,
+    ram: GuestRam,
     /// When it was built.
     pub(super) born: Instant,
 }
@@ -82,7 +82,7 @@ impl Board {
             set_up(&vcpu, id, parts.host.topology(), (id == 0).then_some(entry))?;
             vcpus.push(vcpu);
         }
-        let mut board = Self { gate, threads: vec![], power, pci, _vm: vm, _ram: ram, born: Instant::now() };
+        let mut board = Self { gate, threads: vec![], power, pci, _vm: vm, ram, born: Instant::now() };
         for (id, vcpu) in (0..).zip(vcpus) {
             let started = vcpu::start(id, vcpu, Arc::clone(&around));
             board.threads.push(started.map_err(|source| KvmError::System { what: "start a vCPU's thread", source })?);
@@ -136,6 +136,9 @@ impl Board {
         self.pci().pause();
         if stopped {
             self.threads.drain(..).for_each(|thread| drop(thread.join()));
+        } else {
+            // The guest still runs in that vCPU, so its memory must stay where it is until the process ends.
+            std::mem::forget(self.ram.clone());
         }
         stopped
     }
