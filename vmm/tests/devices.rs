@@ -106,7 +106,7 @@ fn a_machine_is_paused_in_the_middle_of_disk_load_and_goes_on() {
         assert_eq!(control.status().unwrap().state, MachineState::Paused);
         control.tell(&Request::Resume).unwrap();
         let end = Instant::now() + support::PATIENCE;
-        while vm.number("served") < before + 10_000 {
+        while vm.number("served") < before + 5_000 {
             assert!(Instant::now() < end, "round {round}: nothing is served any more: {}", vm.printed());
             std::thread::sleep(Duration::from_millis(5));
         }
