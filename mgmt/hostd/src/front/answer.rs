@@ -9,7 +9,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use super::chunked::{self, Decoder, Encoder};
-use super::wire::{Client, happened, hung_up};
+use super::wire::{Client, happened};
 use crate::http::{Gone, Method};
 
 /// The largest head of the inside, in bytes; it is ours and small.
@@ -119,9 +119,9 @@ pub(crate) enum Passed {
 }
 
 /// Waits until the inside has something to say.
-fn inside_speaks(inner: BorrowedFd<'_>, client: BorrowedFd<'_>) -> io::Result<bool> {
+fn inside_speaks(inner: BorrowedFd<'_>, client: BorrowedFd<'_>, hung_up: PollFlags) -> io::Result<bool> {
     loop {
-        let mut fds = [PollFd::new(inner, PollFlags::POLLIN), PollFd::new(client, hung_up())];
+        let mut fds = [PollFd::new(inner, PollFlags::POLLIN), PollFd::new(client, hung_up)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             Err(e) => return Err(e.into()),
@@ -140,7 +140,7 @@ fn inside_speaks(inner: BorrowedFd<'_>, client: BorrowedFd<'_>) -> io::Result<bo
 /// Passes the inside's answer on, as it comes. `gone` is told when the client goes.
 pub(crate) fn pass_on(inner: &UnixStream, client: &mut Client, method: Method, close: bool, gone: &Gone) -> io::Result<Passed> {
     let mut reader = BufReader::with_capacity(chunked::BUFFER, inner);
-    if !inside_speaks(inner.as_fd(), client.as_fd())? {
+    if !inside_speaks(inner.as_fd(), client.as_fd(), client.hung_up())? {
         gone.set();
         return Ok(Passed::Broken);
     }
@@ -169,11 +169,11 @@ pub(crate) fn pass_on(inner: &UnixStream, client: &mut Client, method: Method, c
 /// Passes chunks on, each as soon as it comes.
 fn stream(reader: BufReader<&UnixStream>, inner: &UnixStream, client: &mut Client, gone: &Gone) -> io::Result<Passed> {
     let mut from = Decoder::new(reader);
-    let watched = client.as_fd().try_clone_to_owned()?;
+    let (watched, hung_up) = (client.as_fd().try_clone_to_owned()?, client.hung_up());
     let mut to = Encoder::new(BufWriter::with_capacity(chunked::BUFFER + 64, client));
     let mut buffer = vec![0; chunked::BUFFER];
     loop {
-        if !from.has_ahead() && !inside_speaks(inner.as_fd(), watched.as_fd())? {
+        if !from.has_ahead() && !inside_speaks(inner.as_fd(), watched.as_fd(), hung_up)? {
             gone.set();
             return Ok(Passed::Broken);
         }

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd};
+use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use sha2::{Digest, Sha256};
@@ -63,11 +64,8 @@ impl Certificate {
     fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let certificate = CertificateDer::from_pem_slice(certificate)?;
         let key = PrivateKeyDer::from_pem_slice(key)?;
-        let pair = KeyPair::try_from(&key)?;
-        let (_, parsed) = x509_parser::parse_x509_certificate(&certificate)?;
-        if parsed.public_key().subject_public_key.data.as_ref() != pair.public_key_raw() {
-            return Err("the key is another certificate's".into());
-        }
+        // Refuses a key that is another certificate's.
+        CertifiedKey::from_der(vec![certificate.clone()], key.clone_key(), &rustls::crypto::ring::default_provider())?;
         Ok(Self { certificate, key })
     }
 

@@ -15,7 +15,7 @@ use super::answer::{self, Passed};
 use super::chunked::{self, ChunkError, Decoder, Encoder};
 use super::head::{Arrived, Framing, Head, HeadError, find_end};
 use super::limits::{HEAD_TIME, IDLE_TIME, LINGER_TIME, SMALL_BODY_TIME, STALL_TIME};
-use super::wire::{Client, hung_up, wait_for};
+use super::wire::{Client, wait_for};
 use crate::agent::Agent;
 use crate::http::{Gone, Inner, Ticket};
 
@@ -85,7 +85,7 @@ fn request(client: &mut Client, peer: Option<IpAddr>, shared: &Shared, first: bo
     match admit(&head, peer, &shared.agent, shared.inner.router()) {
         Ok(admitted) => pass_inside(client, &head, has_body, peer, admitted, shared),
         Err(refused) => {
-            if !refused.delay.is_zero() && !wait_for(client.as_fd(), hung_up(), refused.delay)?.is_empty() {
+            if !refused.delay.is_zero() && !wait_for(client.as_fd(), client.hung_up(), refused.delay)?.is_empty() {
                 return Ok(Next::Close);
             }
             let close = head.close || has_body;
@@ -156,6 +156,7 @@ fn pass_inside(client: &mut Client, head: &Head, has_body: bool, peer: Option<Ip
     let ticket = Ticket { caller: admitted.caller, session: admitted.session, peer, content_length, has_body, gone: gone.clone() };
     let (inner, hold) = shared.inner.open(ticket)?;
     (&inner).write_all(head.canonical(&hold.word).as_bytes())?;
+    hold.sent();
     let mut close = head.close;
     if has_body {
         if head.expects_continue && client.ahead().is_empty() {

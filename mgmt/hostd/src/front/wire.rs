@@ -51,11 +51,6 @@ pub(crate) fn happened(fd: &PollFd<'_>) -> PollFlags {
     fd.revents().unwrap_or(PollFlags::POLLHUP)
 }
 
-/// What says that the other end of a connection has gone.
-pub(crate) fn hung_up() -> PollFlags {
-    PollFlags::from_bits_retain(nix::libc::POLLRDHUP) | PollFlags::POLLHUP | PollFlags::POLLERR
-}
-
 impl Timed {
     fn ready(&self) -> io::Result<()> {
         let left = self.until.map_or(self.stall, |until| until.saturating_duration_since(Instant::now()).min(self.stall));
@@ -146,6 +141,16 @@ impl Client {
         let timed = self.timed();
         timed.stall = stall;
         timed.until = until;
+    }
+
+    /// What says that the client has gone. Over TCP that is the end of what it sends: whoever closes sends no more than that. A Unix
+    /// socket tells a client that has only finished sending from one that has gone, so there the former still gets its answer.
+    pub(crate) fn hung_up(&self) -> PollFlags {
+        let gone = PollFlags::POLLHUP | PollFlags::POLLERR;
+        match &self.stream {
+            Stream::Plain(_) => gone,
+            Stream::Tls(_) => gone | PollFlags::from_bits_retain(nix::libc::POLLRDHUP),
+        }
     }
 
     /// What has been read ahead.

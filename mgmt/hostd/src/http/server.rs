@@ -119,6 +119,14 @@ pub(crate) struct Hold {
     tickets: Arc<Tickets>,
 }
 
+impl Hold {
+    /// The head with the word has been sent whole, so the inside will use the ticket. From here on a request runs even if its client
+    /// does not wait for the answer; a body that was cut tells the route.
+    pub(crate) fn sent(mut self) {
+        self.word.clear();
+    }
+}
+
 impl Drop for Hold {
     fn drop(&mut self) {
         self.tickets.lock().remove(&self.word);

@@ -14,58 +14,62 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 
-pub const PASSWORD: &str = "a fine password";
+pub(crate) const PASSWORD: &str = "a fine password";
 
 /// A hostd process.
-pub struct Host {
+pub(crate) struct Host {
     dir: tempfile::TempDir,
     child: Child,
     address: SocketAddr,
 }
 
 impl Host {
-    pub fn start() -> Self {
+    pub(crate) fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let (child, address) = spawn(dir.path());
         Self { dir, child, address }
     }
 
     /// With the password [`PASSWORD`], and a session's token.
-    pub fn with_session() -> (Self, String) {
+    pub(crate) fn with_session() -> (Self, String) {
         let host = Self::start();
         assert_eq!(host.local().json("PUT", "/account/password", &serde_json::json!({"new": PASSWORD})).status, 204);
         let token = host.log_in(PASSWORD);
         (host, token)
     }
 
-    pub fn log_in(&self, password: &str) -> String {
+    pub(crate) fn log_in(&self, password: &str) -> String {
         let answer = self.network().json("POST", "/sessions", &serde_json::json!({"username": "root", "password": password}));
         assert_eq!(answer.status, 201, "{answer:?}");
         answer.value()["token"].as_str().unwrap().to_owned()
     }
 
     /// Kills it and starts it again on the same files.
-    pub fn restart(&mut self) {
+    pub(crate) fn restart(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
         (self.child, self.address) = spawn(self.dir.path());
     }
 
-    pub fn path(&self, path: &str) -> PathBuf {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    pub(crate) fn path(&self, path: &str) -> PathBuf {
         self.dir.path().join(path)
     }
 
-    pub fn certificate(&self) -> CertificateDer<'static> {
+    pub(crate) fn certificate(&self) -> CertificateDer<'static> {
         CertificateDer::from_pem_file(self.path("state/tls/cert.pem")).unwrap()
     }
 
     /// A connection over the local socket.
-    pub fn local(&self) -> Http<UnixStream> {
+    pub(crate) fn local(&self) -> Http<UnixStream> {
         local(&self.path("run/hostd.sock"))
     }
 
     /// A TLS connection that trusts nothing but the host's own certificate.
-    pub fn network(&self) -> Http<StreamOwned<ClientConnection, TcpStream>> {
+    pub(crate) fn network(&self) -> Http<StreamOwned<ClientConnection, TcpStream>> {
         let mut roots = RootCertStore::empty();
         roots.add(self.certificate()).unwrap();
         let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
@@ -116,7 +120,7 @@ fn spawn(dir: &Path) -> (Child, SocketAddr) {
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A connection over a local socket.
-pub fn local(path: &Path) -> Http<UnixStream> {
+pub(crate) fn local(path: &Path) -> Http<UnixStream> {
     let socket = UnixStream::connect(path).unwrap();
     socket.set_read_timeout(Some(PATIENCE)).unwrap();
     Http::over(socket)
@@ -124,29 +128,29 @@ pub fn local(path: &Path) -> Http<UnixStream> {
 
 /// An answer.
 #[derive(Debug)]
-pub struct Answer {
-    pub status: u16,
-    pub head: String,
-    pub body: Vec<u8>,
+pub(crate) struct Answer {
+    pub(crate) status: u16,
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
 }
 
 impl Answer {
-    pub fn value(&self) -> Value {
+    pub(crate) fn value(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
-    pub fn fault(&self) -> String {
+    pub(crate) fn fault(&self) -> String {
         self.value()["fault"].as_str().unwrap().to_owned()
     }
 
-    pub fn field(&self, name: &str) -> Option<&str> {
+    pub(crate) fn field(&self, name: &str) -> Option<&str> {
         self.head.lines().find_map(|line| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v))
     }
 }
 
 /// One connection.
-pub struct Http<S: Read + Write> {
-    pub stream: BufReader<S>,
+pub(crate) struct Http<S: Read + Write> {
+    pub(crate) stream: BufReader<S>,
     token: Option<String>,
 }
 
@@ -155,48 +159,48 @@ impl<S: Read + Write> Http<S> {
         Self { stream: BufReader::new(stream), token: None }
     }
 
-    pub fn with(mut self, token: &str) -> Self {
+    pub(crate) fn with(mut self, token: &str) -> Self {
         self.token = Some(token.to_owned());
         self
     }
 
-    pub fn send(&mut self, bytes: &[u8]) {
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
         self.stream.get_mut().write_all(bytes).unwrap();
         self.stream.get_mut().flush().unwrap();
     }
 
     /// The head of a request below the API's base, without the empty line.
-    pub fn head(&self, method: &str, path: &str) -> String {
+    pub(crate) fn head(&self, method: &str, path: &str) -> String {
         let token = self.token.as_ref().map(|t| format!("Authorization: Bearer {t}\r\n")).unwrap_or_default();
         format!("{method} /api/v1{path} HTTP/1.1\r\nHost: keelson\r\n{token}")
     }
 
-    pub fn get(&mut self, path: &str) -> Answer {
+    pub(crate) fn get(&mut self, path: &str) -> Answer {
         self.bare("GET", path)
     }
 
-    pub fn bare(&mut self, method: &str, path: &str) -> Answer {
+    pub(crate) fn bare(&mut self, method: &str, path: &str) -> Answer {
         let head = self.head(method, path);
         self.send(format!("{head}\r\n").as_bytes());
         self.read(method == "HEAD")
     }
 
-    pub fn json(&mut self, method: &str, path: &str, body: &Value) -> Answer {
+    pub(crate) fn json(&mut self, method: &str, path: &str, body: &Value) -> Answer {
         self.text(method, path, &body.to_string())
     }
 
-    pub fn text(&mut self, method: &str, path: &str, body: &str) -> Answer {
+    pub(crate) fn text(&mut self, method: &str, path: &str, body: &str) -> Answer {
         let head = self.head(method, path);
         self.send(format!("{head}Content-Length: {}\r\n\r\n{body}", body.len()).as_bytes());
         self.answer()
     }
 
-    pub fn answer(&mut self) -> Answer {
+    pub(crate) fn answer(&mut self) -> Answer {
         self.read(false)
     }
 
     /// The next answer's head; the empty line is read, the body not.
-    pub fn answer_head(&mut self) -> (u16, String) {
+    pub(crate) fn answer_head(&mut self) -> (u16, String) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
             assert!(self.stream.read_line(&mut head).unwrap() > 0, "the connection ended within an answer's head: {head:?}");
@@ -216,7 +220,7 @@ impl<S: Read + Write> Http<S> {
     }
 
     /// One chunk of a chunked body.
-    pub fn chunk(&mut self) -> Vec<u8> {
+    pub(crate) fn chunk(&mut self) -> Vec<u8> {
         let mut size = String::new();
         self.stream.read_line(&mut size).unwrap();
         let mut data = vec![0; usize::from_str_radix(size.trim(), 16).unwrap() + 2];
@@ -226,7 +230,7 @@ impl<S: Read + Write> Http<S> {
     }
 
     /// Whether the other end has closed, and has said nothing more before.
-    pub fn is_closed(&mut self) -> bool {
+    pub(crate) fn is_closed(&mut self) -> bool {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
             Ok(_) => rest.is_empty(),
