@@ -127,6 +127,6 @@ pub(super) fn attach_tun(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<(
     let mut interface: libc::ifreq = unsafe { std::mem::zeroed() };
     interface.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).map_err(io::Error::other)?;
     // SAFETY: the request reads and writes one ifreq, which lives through the call.
-    unsafe { request::set_iff(fd.as_raw_fd(), &mut interface) }?;
+    unsafe { request::set_iff(fd.as_raw_fd(), std::ptr::from_mut(&mut interface)) }?;
     Ok(())
 }

@@ -344,6 +344,17 @@ impl<D: VirtioDevice> Harness<D> {
         self.doorbells.ring(BAR + self.parts.notify + u64::from(self.parts.multiplier) * u64::from(queue));
     }
 
+    /// After one chain was added: rings only if the device asked for it (avail_event, 2.7.10), as a driver with EVENT_IDX does.
+    pub(crate) fn kick_if_asked(&self, queue: u16) {
+        let ring = self.rings[usize::from(queue)];
+        let event = RINGS + RING_STRIDE * u64::from(queue) + USED + 4 + 8 * u64::from(ring.size);
+        std::sync::atomic::fence(std::sync::atomic::Ordering::SeqCst);
+        let event: u16 = self.memory.load(GuestAddress(event), std::sync::atomic::Ordering::SeqCst).unwrap();
+        if u16::from_le(event) == ring.avail.wrapping_sub(1) {
+            self.kick(queue);
+        }
+    }
+
     /// Adds a chain of buffers, readable ones first; returns its head.
     pub(crate) fn add(&mut self, queue: u16, readable: &[(u64, u32)], writable: &[(u64, u32)]) -> u16 {
         let table = self.descriptor_table(queue);

@@ -81,17 +81,17 @@ fn frames_wait_for_buffers_and_come_in_order() {
     // Room for half a frame is none.
     let small = h.buffer(40);
     h.add(0, &[], &[(small, 40)]);
-    h.kick(0);
+    h.kick_if_asked(0);
     assert!(!h.router.wait(1, Duration::from_millis(50)));
     for n in 0..5 {
         let more = h.buffer(40);
         h.add(0, &[], &[(more, 40)]);
-        h.kick(0);
+        h.kick_if_asked(0);
         assert_eq!((h.wait_used(0).1, h.wait_used(0).1), (40, 32));
         assert_eq!(h.bytes(more, 32), frame(60, n)[40..]);
         let again = h.buffer(40);
         h.add(0, &[], &[(again, 40)]);
-        h.kick(0);
+        h.kick_if_asked(0);
     }
 }
 
