@@ -27,6 +27,7 @@
 //! | `POST /vms/{id}/console/input` | bytes, typed into the serial port → 204 | root |
 //! | `GET /tasks`, `GET /tasks/{id}`, `POST /tasks/{id}/cancel` | → [`Task`] | root |
 //! | `GET /logs?since=N&max=M&source=S` | → list of [`LogLine`] | root |
+//! | `POST /agents/{name}/restart` | → 202 [`Task`]; `hostd`, `netd` or `dcui`; VMs go on | root |
 //! | `POST /power` | [`HostPower`] → 202 [`Task`] | root |
 //!
 //! `GET /tasks/{id}?wait=SECONDS` (0 to 60) answers when the task has ended or the time has passed.
@@ -49,6 +50,7 @@ pub use fault::{Fault, Problem};
 pub use host::{Condition, Cpu, Health, Host, HostPower, HostPowerAction, HostUpdate, Identity, KvmStatus, LogLine, Memory, Step};
 pub use network::{AdapterUpdate, Address, Dns, Ipv4Setting, Network, NetworkUpdate, Nic, Origin, PortGroup, Service, VSwitch, VmkAdapter};
 pub use task::{Task, TaskState};
+pub use uuid::Uuid;
 pub use vm::{DiskSpec, NicSpec, PowerState, Vm, VmDisk, VmNic, VmPower, VmPowerAction, VmSpec, VmUpdate};
 
 /// The prefix of all paths.

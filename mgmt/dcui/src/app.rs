@@ -81,6 +81,9 @@ pub(crate) enum Effect {
     Repaint,
 }
 
+/// The title of the notice that nothing goes without hostd.
+const HOST_AGENT: &str = "Host Agent";
+
 /// The console.
 #[derive(Debug, Default)]
 pub(crate) struct App {
@@ -92,12 +95,20 @@ pub(crate) struct App {
     now: Duration,
     last_key: Duration,
     next_job: u64,
+    /// A key of the first screen that waits for the host agent.
+    waits: Option<Key>,
 }
 
 impl App {
     /// News.
     pub(crate) fn learn(&mut self, fact: Fact) {
         self.facts.learn(fact);
+        if let (Link::Up, Some(key)) = (&self.facts.hostd, self.waits)
+            && matches!(self.screens.last(), Some(Screen::Notice { title: HOST_AGENT, .. }))
+        {
+            self.screens.pop();
+            self.main_key(key);
+        }
         if self.facts.going_down.is_some() {
             self.log_out();
         }
@@ -109,10 +120,10 @@ impl App {
         if !self.screens.is_empty() && now.saturating_sub(self.last_key) >= IDLE {
             self.log_out();
         }
-        if let Some(Screen::Logs { asked: None, asked_at, .. }) = self.screens.last() {
-            if now.saturating_sub(*asked_at) >= LOG_REFRESH {
-                return self.ask_logs();
-            }
+        if let Some(Screen::Logs { asked: None, asked_at, .. }) = self.screens.last()
+            && now.saturating_sub(*asked_at) >= LOG_REFRESH
+        {
+            return self.ask_logs();
         }
         Vec::new()
     }
@@ -206,16 +217,19 @@ impl App {
         if self.facts.going_down.is_some() {
             return Vec::new();
         }
+        self.waits = None;
         let password_set = match (&self.facts.hostd, self.facts.password_set()) {
             (Link::Up, Some(set)) => set,
             (Link::Down(why), _) => {
-                let text = format!("The host agent (hostd) does not answer: {why}. Nothing can be changed without it. It is started again by itself; try again in a moment.");
-                self.screens.push(Screen::Notice { title: "Host Agent", text });
+                let text = format!("The host agent (hostd) does not answer: {why}. Nothing can be changed without it. It is started again by itself; this goes on as soon as it answers.");
+                self.screens.push(Screen::Notice { title: HOST_AGENT, text });
+                self.waits = Some(key);
                 return Vec::new();
             }
             _ => {
-                let text = "The host agent (hostd) has not answered yet; it may still be starting. Try again in a moment.".into();
-                self.screens.push(Screen::Notice { title: "Host Agent", text });
+                let text = "The host agent (hostd) has not answered yet; it may still be starting. This goes on as soon as it answers.".into();
+                self.screens.push(Screen::Notice { title: HOST_AGENT, text });
+                self.waits = Some(key);
                 return Vec::new();
             }
         };

@@ -40,18 +40,42 @@ pub fn first_password(console: &Console, password: &str, within: Duration) -> Re
     console.type_keys(keys::F2)?;
     console.wait_screen("New Password", within)?;
     console.type_keys(&format!("{password}{}{password}{}", keys::TAB, keys::ENTER))?;
-    console.wait_screen("Configure Management Network", within)
+    console.wait_screen("System Customization", within)
 }
 
-/// Sets a static address at the console, from the menu: Configure Management Network, IPv4 Configuration; applies it.
-pub fn static_address(console: &Console, address: &str, mask: &str, gateway: &str, within: Duration) -> Result<()> {
-    console.type_keys(keys::DOWN)?;
-    console.wait_screen("Configure Management Network", within)?;
+/// A static address, as a person types it into the console's form.
+#[derive(Debug, Clone, Copy)]
+pub struct StaticAddress<'a> {
+    /// IPv4 Address.
+    pub address: &'a str,
+    /// Subnet Mask.
+    pub mask: &'a str,
+    /// Default Gateway.
+    pub gateway: &'a str,
+}
+
+/// From the system menu with nothing moved yet: Configure Management Network, a static address, vMotion switched over, applied.
+pub fn configure_network(console: &Console, fixed: StaticAddress<'_>, toggle_vmotion: bool, within: Duration) -> Result<()> {
+    console.type_keys(&format!("{}{}", keys::DOWN, keys::ENTER))?;
+    console.wait_screen("VMkernel Services", within)?;
     console.type_keys(keys::ENTER)?;
-    console.wait_screen("IPv4 Configuration", within)?;
+    console.wait_screen("Set a static address", within)?;
+    // Ctrl-U empties a line that the form has filled in.
+    let line = |text: &str| format!("{}\x15{text}", keys::DOWN);
+    console.type_keys(&format!("{}{}{}{}{}", keys::DOWN, keys::SPACE, line(fixed.address), line(fixed.mask), line(fixed.gateway)))?;
+    console.wait_screen(fixed.gateway, within)?;
     console.type_keys(keys::ENTER)?;
-    let _ = (address, mask, gateway);
-    bail!("the console's form is not driven yet")
+    console.wait("the menu again", within, |screen, _| (!screen.contains("Set a static address")).then_some(()))?;
+    if toggle_vmotion {
+        console.type_keys(&format!("{0}{0}{1}", keys::DOWN, keys::ENTER))?;
+        console.wait_screen("vMotion (live migration)", within)?;
+        console.type_keys(&format!("{}{}", keys::SPACE, keys::ENTER))?;
+        console.wait("the menu again", within, |screen, _| (!screen.contains("vMotion (live migration)")).then_some(()))?;
+    }
+    console.type_keys(keys::ESC)?;
+    console.wait_screen("Apply changes and restart management network?", within)?;
+    console.type_keys("y")?;
+    console.wait_screen("System Customization", within)
 }
 
 /// Logs in as root.
@@ -143,6 +167,18 @@ impl GuestConsole {
             }
         }
         Ok(&self.text)
+    }
+
+    /// Waits until the stream ends, which it does when the VM is off.
+    pub fn ended(&mut self, within: Duration) -> Result<()> {
+        let end = Instant::now() + within;
+        loop {
+            match self.chunks.recv_timeout(end.saturating_duration_since(Instant::now())) {
+                Ok(chunk) => self.text.push_str(&String::from_utf8_lossy(&chunk)),
+                Err(RecvTimeoutError::Disconnected) => return Ok(()),
+                Err(RecvTimeoutError::Timeout) => bail!("the guest's console has not ended within {within:?}. It printed:\n{}", self.text),
+            }
+        }
     }
 
     /// The guest's address, once it has printed it.

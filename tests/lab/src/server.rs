@@ -48,6 +48,8 @@ pub struct ServerOptions {
     pub disk: Option<PathBuf>,
     /// How much larger than the image the server's disk is, in MiB.
     pub disk_extra_mib: u64,
+    /// Whether its state partition is damaged before power-on, beyond what a file-system check mends by itself.
+    pub tear_state: bool,
     /// Whether its screen (VGA) exists, for pictures.
     pub vga: bool,
     /// Show the serial console's raw bytes on this process's standard error as well.
@@ -67,6 +69,7 @@ impl ServerOptions {
             svm: true,
             disk: None,
             disk_extra_mib: 256,
+            tear_state: false,
             vga: false,
             echo: false,
         }
@@ -124,6 +127,9 @@ impl Server {
                 disk
             }
         };
+        if options.tear_state {
+            tear_state(&disk)?;
+        }
         let serial = UnixListener::bind(at("serial.sock"))?;
         let monitor = UnixListener::bind(at("qmp.sock"))?;
         let mut command = bound("qemu-system-x86_64");
@@ -229,6 +235,20 @@ fn accept_or_end(listener: &UnixListener, process: &Process) -> Result<std::os::
             bail!("the time is up");
         }
     }
+}
+
+/// Overwrites the group descriptors and tables of the state partition's ext4, behind its superblock.
+fn tear_state(disk: &Path) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = File::options().read(true).write(true).open(disk)?;
+    // The partition table's second entry (UEFI 2.10, 5.3.3): 128-byte entries from LBA 2 on, the first LBA at offset 32.
+    let mut entry = [0u8; 8];
+    file.read_exact_at(&mut entry, 2 * 512 + 128 + 32)?;
+    let start = u64::from_le_bytes(entry) * 512;
+    if start == 0 {
+        bail!("{} has no second partition", disk.display());
+    }
+    Ok(file.write_all_at(&[0xa5; 4 << 20], start + 4096)?)
 }
 
 fn copy_sparse(from: &Path, to: &Path) -> Result<()> {

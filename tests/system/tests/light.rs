@@ -136,7 +136,8 @@ fn a_static_address_is_set_at_the_console_and_stays() {
         let host = LightHost::start(&net, &options)?;
         host.wait_agent(PATIENCE)?;
         operator::first_password(&host.console, PASSWORD, PATIENCE)?;
-        operator::static_address(&host.console, "192.0.2.77", "255.255.255.0", "192.0.2.1", PATIENCE)?;
+        let fixed = operator::StaticAddress { address: "192.0.2.77", mask: "255.255.255.0", gateway: "192.0.2.1" };
+        operator::configure_network(&host.console, fixed, false, PATIENCE)?;
         let pin = operator::wait_api("192.0.2.77", PATIENCE)?;
         host.power_cut();
         drop(host);
@@ -362,7 +363,7 @@ fn bad_input_is_refused_precisely_and_changes_nothing() {
             (VmSpec { memory_mib: 1 << 30, ..good() }, Fault::InsufficientResourcesFault, "memory_mib"),
             (VmSpec { kernel: "[datastore1] notes.txt".into(), ..good() }, Fault::InvalidArgument, "kernel"),
             (VmSpec { kernel: "[datastore1] ../../hostd/accounts.toml".into(), ..good() }, Fault::InvalidDatastorePath, "kernel"),
-            (VmSpec { kernel: "[datastore1] nothing".into(), ..good() }, Fault::NotFound, "kernel"),
+            (VmSpec { kernel: "[datastore1] nothing".into(), ..good() }, Fault::InvalidArgument, "kernel"),
             (VmSpec { nics: vec![NicSpec { port_group: "Nowhere".into(), mac: None }], ..good() }, Fault::InvalidArgument, "nics[0].port_group"),
         ];
         for (spec, expected, field) in cases {

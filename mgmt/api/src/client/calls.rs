@@ -201,6 +201,11 @@ impl Client {
         self.call(Method::GET, &path, Payload::Nothing)
     }
 
+    /// Restarts one of the host's daemons: `hostd`, `netd` or `dcui`. VMs go on.
+    pub fn restart_agent(&self, name: &str) -> Result<Task, ClientError> {
+        self.call(Method::POST, &format!("/agents/{}/restart", segment(name)), Payload::Nothing)
+    }
+
     /// Shuts down or restarts the host.
     pub fn host_power(&self, power: &HostPower) -> Result<Task, ClientError> {
         self.call(Method::POST, "/power", Payload::json(power))
