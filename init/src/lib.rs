@@ -4,6 +4,8 @@
 //! Nothing here may panic: the kernel stops when PID 1 ends. So the crate has no indexing and no unwrap, and what reads foreign
 //! bytes is tested with random ones; what is left of the risk is met in [`mod@rescue`].
 
+#![cfg_attr(test, allow(clippy::indexing_slicing))]
+
 mod backoff;
 mod cgroup;
 mod clock;
