@@ -101,7 +101,9 @@ impl TapWord {
     fn parse(word: &str) -> Result<Self, String> {
         let (name, mac) = match word.split_once(',') {
             None => (word, None),
-            Some((name, rest)) => (name, Some(rest.strip_prefix("mac=").ok_or(format!("`{rest}` is not `mac=ADDRESS`"))?)),
+            Some((name, rest)) => {
+                (name, Some(rest.strip_prefix("mac=").ok_or(format!("`{rest}` is not `mac=ADDRESS`"))?))
+            }
         };
         if name.is_empty() || name.len() > 15 || name.contains(['/', '\0']) {
             return Err("a network device's name has 1 to 15 characters and no slash".into());
@@ -125,7 +127,9 @@ pub enum CliError {
         source: io::Error,
     },
     /// A tap device cannot be had.
-    #[error("the tap device `{name}` cannot be opened (that needs CAP_NET_ADMIN, or a tap that was made for this user)")]
+    #[error(
+        "the tap device `{name}` cannot be opened (that needs CAP_NET_ADMIN, or a tap that was made for this user)"
+    )]
     Tap {
         /// Its name.
         name: String,
@@ -173,11 +177,18 @@ impl Run {
             boot: Boot { cmdline: self.cmdline },
             disks: (0..)
                 .zip(&self.disks)
-                .map(|(n, d)| Disk { fd: format!("disk{n}"), read_only: d.read_only, serial: d.serial.clone() })
+                .map(|(n, d)| Disk {
+                    fd: format!("disk{n}"),
+                    read_only: d.read_only,
+                    serial: d.serial.clone(),
+                })
                 .collect(),
             nics: (0u8..)
                 .zip(&self.taps)
-                .map(|(n, t)| Nic { fd: format!("nic{n}"), mac: t.mac.clone().unwrap_or_else(|| default_mac(&t.name, n)) })
+                .map(|(n, t)| Nic {
+                    fd: format!("nic{n}"),
+                    mac: t.mac.clone().unwrap_or_else(|| default_mac(&t.name, n)),
+                })
                 .collect(),
         };
         let listen = |path: &Path| {
@@ -190,7 +201,10 @@ impl Run {
             kvm: crate::kvm::open()?,
             memory: None,
             kernel: open("the kernel file", &self.kernel, OpenOptions::new().read(true))?,
-            initramfs: self.initrd.map(|p| open("the initramfs file", &p, OpenOptions::new().read(true))).transpose()?,
+            initramfs: self
+                .initrd
+                .map(|p| open("the initramfs file", &p, OpenOptions::new().read(true)))
+                .transpose()?,
             disks: self
                 .disks
                 .iter()
@@ -199,13 +213,22 @@ impl Run {
             taps: self
                 .taps
                 .iter()
-                .map(|t| crate::sys::open_tap(&t.name).map_err(|source| CliError::Tap { name: t.name.clone(), source }))
+                .map(|t| {
+                    crate::sys::open_tap(&t.name)
+                        .map_err(|source| CliError::Tap { name: t.name.clone(), source })
+                })
                 .collect::<Result<_, _>>()?,
             control: self.control.as_deref().map(listen).transpose()?,
             console: self.console.as_deref().map(listen).transpose()?.map(UnixListener::from),
             console_log: self
                 .console_log
-                .map(|p| open("the console log", &p, OpenOptions::new().read(true).write(true).create(true).mode(0o600)))
+                .map(|p| {
+                    open(
+                        "the console log",
+                        &p,
+                        OpenOptions::new().read(true).write(true).create(true).mode(0o600),
+                    )
+                })
                 .transpose()?,
             stdio: Stdio::Console,
         })
@@ -219,7 +242,8 @@ fn open(what: &'static str, path: &Path, options: &OpenOptions) -> Result<File, 
 /// A locally administered address that stays the same for the same tap.
 fn default_mac(tap: &str, index: u8) -> String {
     // FNV-1a: any spread of names over addresses will do.
-    let hash = tap.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
+    let hash =
+        tap.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3));
     let [a, b, c, d, ..] = hash.to_le_bytes();
     format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{index:02x}")
 }
@@ -273,8 +297,15 @@ mod tests {
         let disk = DiskWord::parse("/a/b.img,ro,serial=X1").unwrap();
         assert_eq!(disk, DiskWord { path: "/a/b.img".into(), read_only: true, serial: "X1".into() });
         assert!(DiskWord::parse(",ro").is_err() && DiskWord::parse("/a,rw").is_err());
-        assert_eq!(TapWord::parse("tap0,mac=02:00:00:00:00:01").unwrap().mac.as_deref(), Some("02:00:00:00:00:01"));
-        assert!(TapWord::parse("").is_err() && TapWord::parse("a-name-far-too-long").is_err() && TapWord::parse("a,b").is_err());
+        assert_eq!(
+            TapWord::parse("tap0,mac=02:00:00:00:00:01").unwrap().mac.as_deref(),
+            Some("02:00:00:00:00:01")
+        );
+        assert!(
+            TapWord::parse("").is_err()
+                && TapWord::parse("a-name-far-too-long").is_err()
+                && TapWord::parse("a,b").is_err()
+        );
     }
 
     #[test]

@@ -24,7 +24,9 @@ fn handle(request: Request, orders: &Sender<Order>) -> Served<Answer, Refusal, E
     match request {
         // The order goes out after the answer did: else the process could end before the answer is on its way.
         Request::Kill => Served::Stream(Answer::Done, Box::new(move |_| drop(orders.send(Order::Kill)))),
-        Request::Watch => Served::Stream(Answer::Done, Box::new(move |stream| drop(orders.send(Order::Watch(stream))))),
+        Request::Watch => {
+            Served::Stream(Answer::Done, Box::new(move |stream| drop(orders.send(Order::Watch(stream)))))
+        }
         request => {
             let (reply, answer) = sync_channel(1);
             if orders.send(Order::Request(request, reply)).is_err() {

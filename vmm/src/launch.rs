@@ -98,7 +98,11 @@ pub fn run(setup: Setup, executed: Instant) -> Result<ExitCode, LaunchError> {
     let host = Host::new(setup.kvm, setup.config.vcpus)?;
     let memory = Memory::new(setup.config.memory_mib, setup.memory)?;
     let console = Arc::new(Console::new().map_err(doing("make the console"))?);
-    let payload = Payload { kernel: setup.kernel, initramfs: setup.initramfs, cmdline: setup.config.boot.cmdline.clone() };
+    let payload = Payload {
+        kernel: setup.kernel,
+        initramfs: setup.initramfs,
+        cmdline: setup.config.boot.cmdline.clone(),
+    };
     let parts = Parts {
         config: setup.config,
         host,
@@ -119,12 +123,19 @@ pub fn run(setup: Setup, executed: Instant) -> Result<ExitCode, LaunchError> {
         Stdio::Console => RawTerminal::enter().map_err(doing("make the terminal raw"))?,
         Stdio::Unused => None,
     };
-    let mut ends = Ends { listener: setup.console, signals: Some(signals), quit_key: terminal.is_some(), ..Ends::default() };
+    let mut ends = Ends {
+        listener: setup.console,
+        signals: Some(signals),
+        quit_key: terminal.is_some(),
+        ..Ends::default()
+    };
     if let Some(file) = setup.console_log {
         ends.log = Some(LogFile::new(file).map_err(doing("look at the console log"))?);
     }
     if setup.stdio == Stdio::Console {
-        let file = |fd: io::Result<OwnedFd>| fd.map(File::from).map(Some).map_err(doing("duplicate standard input or output"));
+        let file = |fd: io::Result<OwnedFd>| {
+            fd.map(File::from).map(Some).map_err(doing("duplicate standard input or output"))
+        };
         ends.stdin = file(io::stdin().as_fd().try_clone_to_owned())?;
         ends.stdout = file(io::stdout().as_fd().try_clone_to_owned())?;
     }
@@ -136,7 +147,8 @@ pub fn run(setup: Setup, executed: Instant) -> Result<ExitCode, LaunchError> {
         // Fails only when the machine has ended, which is what most of these orders wanted.
         let _ = orders.send(order);
     };
-    let carrier = Carrier::start(console, ends, Box::new(tell)).map_err(doing("start the console's thread"))?;
+    let carrier =
+        Carrier::start(console, ends, Box::new(tell)).map_err(doing("start the console's thread"))?;
     let code = machine.run();
     carrier.finish();
     drop(terminal);

@@ -124,7 +124,8 @@ impl Memory {
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
                 .build()
                 .map_err(|e| map_error(e.into()))?;
-            let region = GuestRegionMmap::new(region, GuestAddress(start)).ok_or(MemoryError::TooMuch { mib })?;
+            let region =
+                GuestRegionMmap::new(region, GuestAddress(start)).ok_or(MemoryError::TooMuch { mib })?;
             regions.push(region);
             offset += length;
         }

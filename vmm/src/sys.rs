@@ -21,7 +21,11 @@ pub(crate) fn kvm(fd: OwnedFd) -> Kvm {
 /// Gives the guest a region of memory as slot `slot`.
 ///
 /// The mapping must outlive the VM: [`crate::machine`] keeps the region alive until the last descriptor of the VM is closed.
-pub(crate) fn set_memory_slot(vm: &VmFd, slot: u32, region: &GuestRegionMmap<()>) -> Result<(), kvm_ioctls::Error> {
+pub(crate) fn set_memory_slot(
+    vm: &VmFd,
+    slot: u32,
+    region: &GuestRegionMmap<()>,
+) -> Result<(), kvm_ioctls::Error> {
     let slot = kvm_userspace_memory_region {
         slot,
         flags: 0,

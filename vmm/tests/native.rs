@@ -52,7 +52,10 @@ fn memory_holds_what_the_guest_writes_and_is_counted() {
     vm.expect("dirtied 96\n");
     let status = vm.control().status().unwrap();
     assert!((96..128).contains(&status.memory_touched_mib), "{status:?}");
-    assert_eq!((status.state, status.vcpus, status.memory_mib, status.resets), (MachineState::Running, 1, 128, 0));
+    assert_eq!(
+        (status.state, status.vcpus, status.memory_mib, status.resets),
+        (MachineState::Running, 1, 128, 0)
+    );
     vm.expect("ready\n");
     vm.type_in("q");
     assert_eq!(vm.exit_code(), OFF);
@@ -90,7 +93,10 @@ fn a_paused_guest_does_not_run_and_goes_on_where_it_was() {
     }
     let printed = vm.printed();
     let beats: Vec<u64> = printed.lines().filter_map(|l| l.strip_prefix("beat ")?.parse().ok()).collect();
-    assert!(beats.windows(2).all(|w| w[1] == w[0] + 1 || w[1].to_string().len() < w[0].to_string().len()), "{printed}");
+    assert!(
+        beats.windows(2).all(|w| w[1] == w[0] + 1 || w[1].to_string().len() < w[0].to_string().len()),
+        "{printed}"
+    );
 }
 
 #[test]
@@ -185,7 +191,8 @@ fn sigterm_presses_the_power_button_and_sigint_kills() {
         return;
     }
     let signal = |vm: &Vm, name: &str| {
-        let sent = std::process::Command::new("kill").args([name, &vm.child.id().to_string()]).status().unwrap();
+        let sent =
+            std::process::Command::new("kill").args([name, &vm.child.id().to_string()]).status().unwrap();
         assert!(sent.success());
     };
     let mut vm = Vm::run("button", &[]);
@@ -270,7 +277,10 @@ fn what_cannot_run_is_refused_by_name() {
 fn a_host_without_kvm_is_told_what_is_missing_and_what_to_do() {
     let payload = support::payload().to_str().unwrap();
     // A user and mount namespace of the test's own, in which /dev is empty.
-    let script = format!("mount -t tmpfs none /dev && exec {} run --kernel {payload}", env!("CARGO_BIN_EXE_keelson-vmm"));
+    let script = format!(
+        "mount -t tmpfs none /dev && exec {} run --kernel {payload}",
+        env!("CARGO_BIN_EXE_keelson-vmm")
+    );
     let out = std::process::Command::new("unshare").args(["-Urm", "sh", "-c", &script]).output().unwrap();
     let logged = String::from_utf8_lossy(&out.stderr);
     assert_eq!(out.status.code(), Some(BAD), "{logged}");
@@ -292,7 +302,10 @@ fn a_user_without_the_right_to_kvm_is_told_so() {
         return;
     }
     // Copies in a place that the stranger can reach.
-    let dir = tempfile::Builder::new().permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755)).tempdir().unwrap();
+    let dir = tempfile::Builder::new()
+        .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755))
+        .tempdir()
+        .unwrap();
     let (monitor, kernel) = (dir.path().join("keelson-vmm"), dir.path().join("payload"));
     std::fs::copy(env!("CARGO_BIN_EXE_keelson-vmm"), &monitor).unwrap();
     std::fs::copy(support::payload(), &kernel).unwrap();
@@ -381,7 +394,8 @@ fn a_unit_says_what_is_wrong_with_what_it_is_given() {
     let run = |config: &str, with_kernel: bool| {
         let dir = tempfile::tempdir().unwrap();
         let control = std::os::unix::net::UnixListener::bind(dir.path().join("control.sock")).unwrap();
-        let mut fds = vec![("config", file_with(config.as_bytes())), ("kvm", no_kvm()), ("control", control.into())];
+        let mut fds =
+            vec![("config", file_with(config.as_bytes())), ("kvm", no_kvm()), ("control", control.into())];
         if with_kernel {
             fds.push(("kernel", std::fs::File::open(support::payload()).unwrap().into()));
         }

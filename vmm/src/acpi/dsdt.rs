@@ -1,7 +1,8 @@
 //! The DSDT: the PCI host bridge with its windows, COM1, the clock, and the code for power-off.
 
 use acpi_tables::aml::{
-    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, ResourceTemplate, Scope,
+    AddressSpace, AddressSpaceCacheable, Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package,
+    ResourceTemplate, Scope,
 };
 use acpi_tables::sdt::Sdt;
 use acpi_tables::{Aml, aml};

@@ -4,8 +4,8 @@
 mod dsdt;
 
 use acpi_tables::Aml;
-use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::facs::FACS;
+use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::mcfg::MCFG;
 use acpi_tables::rsdp::Rsdp;

@@ -8,7 +8,8 @@ use linux_loader::loader::bzimage::BzImage;
 use vm_memory::{Bytes, GuestAddress};
 
 use super::{
-    BootError, COMMAND_LINE, GDT, HIGH_MEMORY, PAGE_TABLES, Payload, ZERO_PAGE, load_initramfs, memory_map, ram_bytes,
+    BootError, COMMAND_LINE, GDT, HIGH_MEMORY, PAGE_TABLES, Payload, ZERO_PAGE, load_initramfs, memory_map,
+    ram_bytes,
 };
 use crate::kvm::Entry;
 use crate::memory::GuestRam;
@@ -86,7 +87,8 @@ fn write_page_tables(ram: &GuestRam) -> Result<(), BootError> {
     for gib in 0..4u64 {
         let directory = pointers + 0x1000 * (gib + 1);
         ram.write_obj(directory | PRESENT_WRITABLE, GuestAddress(pointers + gib * 8))?;
-        let entries = (0..512u64).flat_map(|n| ((gib << 30) | (n << 21) | LARGE | PRESENT_WRITABLE).to_le_bytes());
+        let entries =
+            (0..512u64).flat_map(|n| ((gib << 30) | (n << 21) | LARGE | PRESENT_WRITABLE).to_le_bytes());
         ram.write_slice(&entries.collect::<Vec<u8>>(), GuestAddress(directory))?;
     }
     Ok(())

@@ -47,10 +47,14 @@ pub enum BootError {
     )]
     NoKernel,
     /// The ELF has no entry for us.
-    #[error("the kernel file is an ELF file without a PVH entry note: build it with CONFIG_PVH, or give the bzImage of the same kernel")]
+    #[error(
+        "the kernel file is an ELF file without a PVH entry note: build it with CONFIG_PVH, or give the bzImage of the same kernel"
+    )]
     NoPvhNote,
     /// An old or 32-bit bzImage.
-    #[error("the bzImage has no 64-bit entry (boot protocol {version:#x}): kernels since Linux 3.8 built for x86-64 have one")]
+    #[error(
+        "the bzImage has no 64-bit entry (boot protocol {version:#x}): kernels since Linux 3.8 built for x86-64 have one"
+    )]
     No64BitEntry {
         /// The boot protocol that it announces.
         version: u16,
@@ -62,7 +66,9 @@ pub enum BootError {
         problem: String,
     },
     /// The memory is too small.
-    #[error("{what} needs guest memory up to {needed:#x}, but the machine's memory below the PCI hole ends at {end:#x}: give it more")]
+    #[error(
+        "{what} needs guest memory up to {needed:#x}, but the machine's memory below the PCI hole ends at {end:#x}: give it more"
+    )]
     TooLittleMemory {
         /// What does not fit.
         what: &'static str,
@@ -152,7 +158,12 @@ fn kind(kernel: &mut File) -> Result<Kind, BootError> {
 }
 
 /// Loads the initramfs as high as it may be: below `limit`, above `floor`. Returns its address and length.
-fn load_initramfs(ram: &GuestRam, payload: &mut Payload, floor: u64, limit: u64) -> Result<Option<(u64, u64)>, BootError> {
+fn load_initramfs(
+    ram: &GuestRam,
+    payload: &mut Payload,
+    floor: u64,
+    limit: u64,
+) -> Result<Option<(u64, u64)>, BootError> {
     let Some(file) = payload.initramfs.as_mut() else { return Ok(None) };
     let read = |e| BootError::Read { what: "initramfs file", source: e };
     let length = file.metadata().map_err(read)?.len();

@@ -11,7 +11,8 @@ use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use vm_memory::{Address, Bytes, GuestAddress};
 
 use super::{
-    BootError, COMMAND_LINE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, Payload, START_INFO, load_initramfs, memory_map, ram_bytes,
+    BootError, COMMAND_LINE, HIGH_MEMORY, MEMORY_MAP, MODULE_LIST, Payload, START_INFO, load_initramfs,
+    memory_map, ram_bytes,
 };
 use crate::kvm::Entry;
 use crate::memory::GuestRam;
@@ -24,7 +25,12 @@ pub(super) fn load(ram: &GuestRam, payload: &mut Payload, rsdp: u64, end: u64) -
     let damaged = |problem: String| BootError::Damaged { problem };
     let segments = segments(&payload.kernel)?;
     let low = segments.iter().map(|s| s.address).min().unwrap_or(HIGH_MEMORY);
-    let needed = segments.iter().map(|s| s.address.saturating_add(s.in_memory)).max().unwrap_or(HIGH_MEMORY).max(HIGH_MEMORY);
+    let needed = segments
+        .iter()
+        .map(|s| s.address.saturating_add(s.in_memory))
+        .max()
+        .unwrap_or(HIGH_MEMORY)
+        .max(HIGH_MEMORY);
     if low < HIGH_MEMORY {
         return Err(damaged(format!("a segment wants to be loaded at {low:#x}, below {HIGH_MEMORY:#x}")));
     }
@@ -32,8 +38,11 @@ pub(super) fn load(ram: &GuestRam, payload: &mut Payload, rsdp: u64, end: u64) -
         return Err(BootError::TooLittleMemory { what: "the kernel", needed, end });
     }
     let loaded = Elf::load(ram, None, &mut payload.kernel, None).map_err(|e| damaged(e.to_string()))?;
-    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else { return Err(BootError::NoPvhNote) };
-    let eip = u32::try_from(entry.raw_value()).map_err(|_| damaged("its PVH entry lies above 4 GiB".into()))?;
+    let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
+        return Err(BootError::NoPvhNote);
+    };
+    let eip =
+        u32::try_from(entry.raw_value()).map_err(|_| damaged("its PVH entry lies above 4 GiB".into()))?;
     for segment in &segments {
         clear_rest(ram, segment)?;
     }
@@ -65,7 +74,10 @@ pub(super) fn load(ram: &GuestRam, payload: &mut Payload, rsdp: u64, end: u64) -
     let mut params = BootParams::new(&info, GuestAddress(START_INFO));
     params.set_sections(&map, GuestAddress(MEMORY_MAP));
     if let Some((paddr, size)) = initramfs {
-        params.set_modules(&[hvm_modlist_entry { paddr, size, ..Default::default() }], GuestAddress(MODULE_LIST));
+        params.set_modules(
+            &[hvm_modlist_entry { paddr, size, ..Default::default() }],
+            GuestAddress(MODULE_LIST),
+        );
     }
     PvhBootConfigurator::write_bootparams(&params, ram).map_err(|e| damaged(e.to_string()))?;
     Ok(Entry::Protected { eip, start_info: u32::try_from(START_INFO).unwrap_or_default() })
@@ -81,7 +93,9 @@ struct Segment {
 /// The segments of an ELF64 file; sizes and addresses are the file's own word.
 fn segments(kernel: &File) -> Result<Vec<Segment>, BootError> {
     const PT_LOAD: u32 = 1;
-    let read = |at, bytes: &mut [u8]| kernel.read_exact_at(bytes, at).map_err(|e| BootError::Read { what: "kernel file", source: e });
+    let read = |at, bytes: &mut [u8]| {
+        kernel.read_exact_at(bytes, at).map_err(|e| BootError::Read { what: "kernel file", source: e })
+    };
     let mut head = [0u8; 64];
     read(0, &mut head)?;
     if head.get(4) != Some(&2) {
@@ -92,9 +106,18 @@ fn segments(kernel: &File) -> Result<Vec<Segment>, BootError> {
     for n in 0..u64::from(count) {
         let mut entry = [0u8; 56];
         let at = table.checked_add(n * 56).filter(|at| i64::try_from(*at).is_ok());
-        read(at.ok_or_else(|| BootError::Damaged { problem: "its program headers lie beyond its end".into() })?, &mut entry)?;
+        read(
+            at.ok_or_else(|| BootError::Damaged {
+                problem: "its program headers lie beyond its end".into(),
+            })?,
+            &mut entry,
+        )?;
         if u64_at(&entry, 0) & 0xffff_ffff == u64::from(PT_LOAD) {
-            let segment = Segment { address: u64_at(&entry, 0x18), in_file: u64_at(&entry, 0x20), in_memory: u64_at(&entry, 0x28) };
+            let segment = Segment {
+                address: u64_at(&entry, 0x18),
+                in_file: u64_at(&entry, 0x20),
+                in_memory: u64_at(&entry, 0x28),
+            };
             if segment.in_memory > 0 {
                 segments.push(segment);
             }

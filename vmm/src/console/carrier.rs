@@ -104,10 +104,11 @@ impl Carrier {
         }
         let (stop, stopped) = UnixStream::pair()?;
         let mut carrier = Self { console, ends, clients: vec![], logged: 0, shown: 0, typed: vec![], tell };
-        let thread = std::thread::Builder::new().name("console".into()).stack_size(128 << 10).spawn(move || {
-            carrier.run(&stopped);
-            carrier.last_words();
-        })?;
+        let thread =
+            std::thread::Builder::new().name("console".into()).stack_size(128 << 10).spawn(move || {
+                carrier.run(&stopped);
+                carrier.last_words();
+            })?;
         Ok(StopCarrier { stop, thread })
     }
 
@@ -142,7 +143,11 @@ impl Carrier {
 
     /// Waits until something can be done. A reader is asked about only when there is output for it, a typist only when the guest
     /// has room for input.
-    fn wait(&self, stop: Option<BorrowedFd<'_>>, timeout: PollTimeout) -> io::Result<Vec<(Source, PollFlags)>> {
+    fn wait(
+        &self,
+        stop: Option<BorrowedFd<'_>>,
+        timeout: PollTimeout,
+    ) -> io::Result<Vec<(Source, PollFlags)>> {
         let printed = self.console.printed();
         let room = self.console.input_room() > 0;
         let ending = stop.is_none();
@@ -154,7 +159,8 @@ impl Carrier {
             if let Some(signals) = &self.ends.signals {
                 add(Source::Signals, signals.as_fd(), PollFlags::POLLIN);
             }
-            if let Some(listener) = self.ends.listener.as_ref().filter(|_| self.clients.len() < MOST_CLIENTS) {
+            if let Some(listener) = self.ends.listener.as_ref().filter(|_| self.clients.len() < MOST_CLIENTS)
+            {
                 add(Source::Listener, listener.as_fd(), PollFlags::POLLIN);
             }
             if let Some(stdin) = self.ends.stdin.as_ref().filter(|_| room && self.typed.is_empty()) {
@@ -200,7 +206,10 @@ impl Carrier {
 
     fn take_signals(&mut self) {
         while let Some(Ok(Some(info))) = self.ends.signals.as_ref().map(SignalFd::read_signal) {
-            if let Ok(signal) = i32::try_from(info.ssi_signo).map_err(|_| ()).and_then(|n| Signal::try_from(n).map_err(|_| ())) {
+            if let Ok(signal) = i32::try_from(info.ssi_signo)
+                .map_err(|_| ())
+                .and_then(|n| Signal::try_from(n).map_err(|_| ()))
+            {
                 (self.tell)(Heard::Signal(signal));
             }
         }
@@ -211,7 +220,14 @@ impl Carrier {
         match listener.accept() {
             Ok((stream, _)) => match stream.set_nonblocking(true) {
                 // Position 0: the reader begins with everything that the ring still holds.
-                Ok(()) => self.clients.push(Client { stream, position: 0, typed: vec![], silent: false, closed: false, gone: false }),
+                Ok(()) => self.clients.push(Client {
+                    stream,
+                    position: 0,
+                    typed: vec![],
+                    silent: false,
+                    closed: false,
+                    gone: false,
+                }),
                 Err(e) => log::warn!("a console connection was dropped: {e}"),
             },
             Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
@@ -278,7 +294,8 @@ impl Carrier {
             self.write_log();
             self.clients.retain(|c| !c.gone && !c.closed);
             let printed = self.console.printed();
-            let waiting = self.ends.stdout.is_some() && self.shown < printed || self.clients.iter().any(|c| c.position < printed);
+            let waiting = self.ends.stdout.is_some() && self.shown < printed
+                || self.clients.iter().any(|c| c.position < printed);
             let left = end.saturating_duration_since(Instant::now());
             if !waiting || left.is_zero() {
                 return;
@@ -311,7 +328,9 @@ impl Client {
         if flags.contains(PollFlags::POLLOUT) {
             let (bytes, next) = console.output(self.position, CHUNK);
             match self.stream.write(&bytes) {
-                Ok(n) => self.position = next - u64::try_from(bytes.len() - n.min(bytes.len())).unwrap_or_default(),
+                Ok(n) => {
+                    self.position = next - u64::try_from(bytes.len() - n.min(bytes.len())).unwrap_or_default()
+                }
                 Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 // It reads no more, but what it typed before it closed still counts.
                 Err(_) => self.closed = true,
@@ -352,14 +371,16 @@ mod tests {
     use crate::console::RING;
     use std::sync::mpsc;
 
-    fn started() -> (Arc<Console>, StopCarrier, std::path::PathBuf, tempfile::TempDir, mpsc::Receiver<Heard>) {
+    fn started() -> (Arc<Console>, StopCarrier, std::path::PathBuf, tempfile::TempDir, mpsc::Receiver<Heard>)
+    {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("console.sock");
         let listener = UnixListener::bind(&path).unwrap();
         let console = Arc::new(Console::new().unwrap());
         let (tx, rx) = mpsc::channel();
         let ends = Ends { listener: Some(listener), ..Ends::default() };
-        let stop = Carrier::start(Arc::clone(&console), ends, Box::new(move |heard| tx.send(heard).unwrap())).unwrap();
+        let stop = Carrier::start(Arc::clone(&console), ends, Box::new(move |heard| tx.send(heard).unwrap()))
+            .unwrap();
         (console, stop, path, dir, rx)
     }
 

@@ -71,7 +71,8 @@ mod tests {
         file.read_exact_at(&mut text, 0).unwrap();
         let text = String::from_utf8(text).unwrap();
         assert!(text.ends_with("line number      69999\n"));
-        let numbers: Vec<u32> = text.lines().map(|l| l["line number ".len()..].trim().parse().unwrap()).collect();
+        let numbers: Vec<u32> =
+            text.lines().map(|l| l["line number ".len()..].trim().parse().unwrap()).collect();
         assert!(numbers.windows(2).all(|w| w[0] + 1 == w[1]), "no line is lost or cut within the file");
     }
 

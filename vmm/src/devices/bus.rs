@@ -41,7 +41,9 @@ pub struct Bus {
 impl std::fmt::Debug for Bus {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let ranges = self.ranges.read().unwrap_or_else(PoisonError::into_inner);
-        f.debug_list().entries(ranges.iter().map(|(base, range)| format!("{base:#x}+{:#x}", range.length))).finish()
+        f.debug_list()
+            .entries(ranges.iter().map(|(base, range)| format!("{base:#x}+{:#x}", range.length)))
+            .finish()
     }
 }
 

@@ -77,7 +77,8 @@ struct Civil {
 
 /// Days since 1970-01-01 of a day in the Gregorian calendar, counting years from March so that the leap day comes last.
 fn days_from_civil(year: i64, month: u8, day: u8) -> i64 {
-    let (year, month) = if month <= 2 { (year - 1, i64::from(month) + 9) } else { (year, i64::from(month) - 3) };
+    let (year, month) =
+        if month <= 2 { (year - 1, i64::from(month) + 9) } else { (year, i64::from(month) - 3) };
     let era = year.div_euclid(400);
     let of_era = year.rem_euclid(400);
     let of_year = (153 * month + 2) / 5 + i64::from(day) - 1;
@@ -144,7 +145,11 @@ impl Rtc {
     }
 
     fn decoded(&self, raw: u8) -> u8 {
-        if self.stored(STATUS_B) & BINARY != 0 { raw } else { (raw >> 4).wrapping_mul(10).wrapping_add(raw & 0xf) }
+        if self.stored(STATUS_B) & BINARY != 0 {
+            raw
+        } else {
+            (raw >> 4).wrapping_mul(10).wrapping_add(raw & 0xf)
+        }
     }
 
     fn decoded_hour(&self, raw: u8) -> u8 {
@@ -192,7 +197,8 @@ impl Rtc {
     /// The clock runs again, from the time in memory. A time that does not exist changes nothing.
     fn thaw(&mut self) {
         let time = Civil {
-            year: i64::from(self.decoded(self.stored(CENTURY))) * 100 + i64::from(self.decoded(self.stored(9))),
+            year: i64::from(self.decoded(self.stored(CENTURY))) * 100
+                + i64::from(self.decoded(self.stored(9))),
             month: self.decoded(self.stored(8)),
             day: self.decoded(self.stored(7)),
             hour: self.decoded_hour(self.stored(4)),
@@ -269,7 +275,8 @@ impl Saved for Rtc {
         BadState::unless_within("index", state.index.into(), 0x7f)?;
         let length = state.memory.len();
         let memory = state.memory.try_into();
-        let memory = memory.map_err(|_| BadState::new("memory", format!("{length} bytes, not {REGISTERS}")))?;
+        let memory =
+            memory.map_err(|_| BadState::new("memory", format!("{length} bytes, not {REGISTERS}")))?;
         Ok(Self { index: usize::from(state.index), memory, difference: state.difference, clock })
     }
 }
@@ -318,7 +325,9 @@ mod tests {
     fn a_guest_that_sets_the_clock_keeps_the_difference() {
         let mut rtc = at(1_000_000);
         set(&mut rtc, 0x0b, HOURS_24 | SET);
-        for (register, value) in [(0x32, 0x20), (9, 0x30), (8, 0x01), (7, 0x02), (4, 0x03), (2, 0x04), (0, 0x05)] {
+        for (register, value) in
+            [(0x32, 0x20), (9, 0x30), (8, 0x01), (7, 0x02), (4, 0x03), (2, 0x04), (0, 0x05)]
+        {
             set(&mut rtc, register, value);
         }
         set(&mut rtc, 0x0b, HOURS_24);

@@ -24,7 +24,9 @@ pub struct CpuTopology {
 impl CpuTopology {
     /// What KVM offers on this host.
     pub fn new(kvm: &Kvm, vcpus: u32) -> Result<Self, KvmError> {
-        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(doing("say which processor features it supports"))?;
+        let supported = kvm
+            .get_supported_cpuid(KVM_MAX_CPUID_ENTRIES)
+            .map_err(doing("say which processor features it supports"))?;
         let deadline = kvm.check_extension(Cap::TscDeadlineTimer);
         Ok(Self { base: supported.as_slice().to_vec(), vcpus, deadline })
     }
@@ -32,8 +34,10 @@ impl CpuTopology {
     /// The CPUID leaves of the vCPU with this APIC id.
     pub fn leaves(&self, apic_id: u32) -> Result<CpuId, KvmError> {
         let entries = adjusted(&self.base, self.vcpus, apic_id, self.deadline);
-        CpuId::from_entries(&entries)
-            .map_err(|_| KvmError::Call { what: "take the processor's features", source: kvm_ioctls::Error::new(libc::E2BIG) })
+        CpuId::from_entries(&entries).map_err(|_| KvmError::Call {
+            what: "take the processor's features",
+            source: kvm_ioctls::Error::new(libc::E2BIG),
+        })
     }
 }
 
@@ -46,7 +50,8 @@ fn adjusted(base: &[kvm_cpuid_entry2], vcpus: u32, apic_id: u32, deadline: bool)
     let bits = id_bits(vcpus);
     // Leaf 0xb is written anew, 0x1f and 0x8000_0026 (the vendors' extensions of it) would contradict it.
     let ours = [0xb, 0x1f, 0x8000_0026];
-    let mut entries: Vec<kvm_cpuid_entry2> = base.iter().filter(|e| !ours.contains(&e.function)).copied().collect();
+    let mut entries: Vec<kvm_cpuid_entry2> =
+        base.iter().filter(|e| !ours.contains(&e.function)).copied().collect();
     for entry in &mut entries {
         match entry.function {
             1 => {
@@ -108,7 +113,15 @@ mod tests {
 
     #[test]
     fn the_topology_is_the_machines_not_the_hosts() {
-        let host = |function, index, eax, ebx, ecx, edx| kvm_cpuid_entry2 { function, index, eax, ebx, ecx, edx, ..Default::default() };
+        let host = |function, index, eax, ebx, ecx, edx| kvm_cpuid_entry2 {
+            function,
+            index,
+            eax,
+            ebx,
+            ecx,
+            edx,
+            ..Default::default()
+        };
         let base = [
             host(0, 0, 0x1f, 0, 0, 0),
             host(1, 0, 0, 0x4010_0800, TSC_DEADLINE, HTT),

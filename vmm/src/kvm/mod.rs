@@ -34,7 +34,9 @@ pub enum KvmError {
     #[error("{DEVICE} exists but no hypervisor answers behind it: load the module kvm_amd or kvm_intel")]
     NoDevice(#[source] io::Error),
     /// This user may not open it.
-    #[error("{DEVICE} may not be opened by uid {uid}: add the user to the group that owns the device (often `kvm`), or run as root")]
+    #[error(
+        "{DEVICE} may not be opened by uid {uid}: add the user to the group that owns the device (often `kvm`), or run as root"
+    )]
     NotPermitted {
         /// Who tried.
         uid: u32,
@@ -43,7 +45,9 @@ pub enum KvmError {
     #[error("{DEVICE} could not be opened")]
     Open(#[source] io::Error),
     /// The descriptor is something else.
-    #[error("the descriptor that was handed in as KVM does not answer as KVM (API version 12 is wanted, it says {0})")]
+    #[error(
+        "the descriptor that was handed in as KVM does not answer as KVM (API version 12 is wanted, it says {0})"
+    )]
     NotKvm(i32),
     /// A capability without which a machine cannot run.
     #[error("this host's KVM lacks {name} ({what}): a Linux kernel of version 4.14 or later has it")]
@@ -152,7 +156,11 @@ impl Host {
             // KVM_CREATE_VM comes back with EINTR when a signal arrives while it waits for its locks.
             match self.kvm.create_vm() {
                 Err(e) if e.errno() == libc::EINTR => {}
-                other => break other.map_err(doing("create a virtual machine (is another hypervisor using the processor?)"))?,
+                other => {
+                    break other.map_err(doing(
+                        "create a virtual machine (is another hypervisor using the processor?)",
+                    ))?;
+                }
             }
         };
         if self.kvm.check_extension(Cap::SetIdentityMapAddr) {

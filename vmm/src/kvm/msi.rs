@@ -5,8 +5,9 @@ use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use kvm_bindings::{
-    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting,
-    kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1, kvm_irq_routing_irqchip, kvm_irq_routing_msi,
+    KVM_IRQ_ROUTING_IRQCHIP, KVM_IRQ_ROUTING_MSI, KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER,
+    KVM_IRQCHIP_PIC_SLAVE, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
+    kvm_irq_routing_irqchip, kvm_irq_routing_msi,
 };
 use kvm_ioctls::{IoEventAddress, NoDatamatch, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
@@ -57,8 +58,10 @@ fn pins() -> impl Iterator<Item = kvm_irq_routing_entry> {
 }
 
 fn msi(gsi: u32, message: MsiMessage) -> kvm_irq_routing_entry {
-    let [low, high] = [message.address, message.address >> 32].map(|half| u32::try_from(half & 0xffff_ffff).unwrap_or_default());
-    let msi = kvm_irq_routing_msi { address_lo: low, address_hi: high, data: message.data, ..Default::default() };
+    let [low, high] = [message.address, message.address >> 32]
+        .map(|half| u32::try_from(half & 0xffff_ffff).unwrap_or_default());
+    let msi =
+        kvm_irq_routing_msi { address_lo: low, address_hi: high, data: message.data, ..Default::default() };
     kvm_irq_routing_entry {
         gsi,
         type_: KVM_IRQ_ROUTING_MSI,
@@ -102,6 +105,8 @@ impl Doorbells for KvmMsi {
     }
 
     fn unassign(&self, address: u64, event: &EventFd) -> io::Result<()> {
-        self.vm.unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch).map_err(io::Error::from)
+        self.vm
+            .unregister_ioevent(event, &IoEventAddress::Mmio(address), NoDatamatch)
+            .map_err(io::Error::from)
     }
 }

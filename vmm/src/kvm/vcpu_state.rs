@@ -32,7 +32,12 @@ const IA32_MISC_ENABLE: u32 = 0x1a0;
 const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 
 /// Sets a new vCPU up. Only the first vCPU has an `entry`: the others wait for INIT and SIPI, as KVM makes them.
-pub fn set_up(vcpu: &VcpuFd, apic_id: u32, topology: &CpuTopology, entry: Option<Entry>) -> Result<(), KvmError> {
+pub fn set_up(
+    vcpu: &VcpuFd,
+    apic_id: u32,
+    topology: &CpuTopology,
+    entry: Option<Entry>,
+) -> Result<(), KvmError> {
     vcpu.set_cpuid2(&topology.leaves(apic_id)?).map_err(doing("take the processor's features"))?;
     // Fast string operations on; MTRRs on with write-back as the default, as firmware would leave them. A KVM that does not know
     // one of them keeps its own value, which guests get along with.
@@ -66,7 +71,17 @@ fn connect_local_interrupts(vcpu: &VcpuFd) -> Result<(), KvmError> {
 }
 
 fn flat(selector: u16, type_: u8) -> kvm_segment {
-    kvm_segment { base: 0, limit: 0xffff_ffff, selector, type_, present: 1, dpl: 0, s: 1, g: 1, ..Default::default() }
+    kvm_segment {
+        base: 0,
+        limit: 0xffff_ffff,
+        selector,
+        type_,
+        present: 1,
+        dpl: 0,
+        s: 1,
+        g: 1,
+        ..Default::default()
+    }
 }
 
 fn enter(vcpu: &VcpuFd, entry: Entry) -> Result<(), KvmError> {

@@ -43,7 +43,11 @@ pub(super) struct Board {
 
 impl Board {
     /// Builds the machine and loads what it boots. The vCPUs wait until [`Board::resume`].
-    pub(super) fn build(parts: &mut Parts, tell: TellGuest, first_run: &Arc<OnceLock<Instant>>) -> Result<Self, BuildError> {
+    pub(super) fn build(
+        parts: &mut Parts,
+        tell: TellGuest,
+        first_run: &Arc<OnceLock<Instant>>,
+    ) -> Result<Self, BuildError> {
         let ram = parts.memory.ram.clone();
         let (vm, entry) = create_and_load(parts, &ram)?;
         let vm = Arc::new(vm);
@@ -60,7 +64,8 @@ impl Board {
         let wires = Wires { ram: &ram, router: Arc::clone(&msi) as _, doorbells: msi };
         slots::plug(&mut pci, &parts.config, &parts.disks, &parts.taps, &wires)?;
         let pci = Arc::new(Mutex::new(pci));
-        let pci_ports = PciConfigPorts::new(Arc::new(Mutex::new(ConfigPorts::new(Arc::clone(&pci)))), Arc::clone(&ask));
+        let pci_ports =
+            PciConfigPorts::new(Arc::new(Mutex::new(ConfigPorts::new(Arc::clone(&pci)))), Arc::clone(&ask));
         ports.insert(PM1_EVENT.into(), PM_PORTS.into(), Arc::clone(&power) as _)?;
         ports.insert(COM1.into(), COM1_PORTS.into(), Arc::clone(&serial) as _)?;
         ports.insert(INDEX_PORT.into(), 2, Arc::new(Mutex::new(Rtc::new(host_clock()))))?;
@@ -85,7 +90,9 @@ impl Board {
         let mut board = Self { gate, threads: vec![], power, pci, _vm: vm, ram, born: Instant::now() };
         for (id, vcpu) in (0..).zip(vcpus) {
             let started = vcpu::start(id, vcpu, Arc::clone(&around));
-            board.threads.push(started.map_err(|source| KvmError::System { what: "start a vCPU's thread", source })?);
+            board
+                .threads
+                .push(started.map_err(|source| KvmError::System { what: "start a vCPU's thread", source })?);
         }
         parts.console.attach(&serial);
         Ok(board)
@@ -162,10 +169,12 @@ fn create_and_load(parts: &mut Parts, ram: &GuestRam) -> Result<(VmFd, Entry), B
             crate::boot::load(ram, payload, rsdp)
         };
         let loader = std::thread::Builder::new().name("load".into()).spawn_scoped(scope, load);
-        let loader = loader.map_err(|source| KvmError::System { what: "start the thread that loads the kernel", source })?;
+        let loader = loader
+            .map_err(|source| KvmError::System { what: "start the thread that loads the kernel", source })?;
         let vm = host.create_vm(ram);
         // A panic has ended the process already, in all but tests.
-        let entry = loader.join().unwrap_or_else(|_| Err(BootError::Damaged { problem: "its loader failed".into() }));
+        let entry =
+            loader.join().unwrap_or_else(|_| Err(BootError::Damaged { problem: "its loader failed".into() }));
         Ok((vm?, entry?))
     })
 }

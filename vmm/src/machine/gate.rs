@@ -41,7 +41,11 @@ pub(super) enum Passage {
 impl Gate {
     /// Held, for this many vCPUs.
     pub(super) fn new(vcpus: usize) -> Self {
-        Self { state: Mutex::new(State { phase: Phase::Held, waiting: 0, gone: 0 }), changed: Condvar::new(), vcpus }
+        Self {
+            state: Mutex::new(State { phase: Phase::Held, waiting: 0, gone: 0 }),
+            changed: Condvar::new(),
+            vcpus,
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

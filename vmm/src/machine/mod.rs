@@ -234,7 +234,9 @@ impl Machine {
             Request::PowerButton => self.press(),
             Request::Pause if self.state == MachineState::Running => {
                 if !self.board.as_ref().is_some_and(Board::pause) {
-                    return Err(Refusal::Failed("a vCPU did not stop within five seconds; the machine runs on".into()));
+                    return Err(Refusal::Failed(
+                        "a vCPU did not stop within five seconds; the machine runs on".into(),
+                    ));
                 }
                 self.change_state(MachineState::Paused);
             }
@@ -250,7 +252,9 @@ impl Machine {
                 self.reset().map_err(Refusal::Failed)?;
             }
             // Both are taken by the connection itself.
-            Request::Kill | Request::Watch => return Err(Refusal::Failed("this word is not for the machine".into())),
+            Request::Kill | Request::Watch => {
+                return Err(Refusal::Failed("this word is not for the machine".into()));
+            }
         }
         Ok(Answer::Done)
     }
@@ -300,7 +304,9 @@ impl Machine {
         {
             return Err("a vCPU did not stop within five seconds, so the machine cannot be reset".into());
         }
-        self.new_board().map_err(|e| format!("the machine could not be built anew: {}", keelson_init_control::logging::chain(&e)))?;
+        self.new_board().map_err(|e| {
+            format!("the machine could not be built anew: {}", keelson_init_control::logging::chain(&e))
+        })?;
         self.resets += 1;
         if self.state == MachineState::Running
             && let Some(board) = &self.board

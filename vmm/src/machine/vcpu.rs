@@ -76,10 +76,20 @@ fn enter(vcpu: &mut Kickable, around: &Surroundings) -> Out {
             }
             Ok(VcpuExit::Shutdown) => return ended(around, GuestEvent::TripleFault),
             // Nothing to do but to go on.
-            Ok(VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_) | VcpuExit::SetTpr | VcpuExit::TprAccess) => {}
-            Ok(VcpuExit::InternalError) => return ended(around, GuestEvent::Fault(where_(vcpu, "KVM cannot go on (internal error)"))),
+            Ok(
+                VcpuExit::Intr
+                | VcpuExit::IrqWindowOpen
+                | VcpuExit::IoapicEoi(_)
+                | VcpuExit::SetTpr
+                | VcpuExit::TprAccess,
+            ) => {}
+            Ok(VcpuExit::InternalError) => {
+                return ended(around, GuestEvent::Fault(where_(vcpu, "KVM cannot go on (internal error)")));
+            }
             Ok(VcpuExit::FailEntry(reason, cpu)) => {
-                let what = format!("the processor refused to enter the guest (reason {reason:#x} on processor {cpu})");
+                let what = format!(
+                    "the processor refused to enter the guest (reason {reason:#x} on processor {cpu})"
+                );
                 return ended(around, GuestEvent::Fault(where_(vcpu, &what)));
             }
             Ok(other) => {
