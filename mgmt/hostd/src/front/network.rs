@@ -1,6 +1,7 @@
 //! On which adapters HTTPS is served: those that carry `management`, as netd says. While netd cannot be reached, what is there stays.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
@@ -114,9 +115,8 @@ fn open_place(front: &Arc<Front>, place: &Place, open: &mut BTreeMap<(String, u3
         }
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             for address in &place.addresses {
-                if !open.contains_key(&key(Some(*address))) {
-                    let listener = on(*address, None)?;
-                    open.insert(key(Some(*address)), super::listen::tls(front.clone(), listener)?);
+                if let Entry::Vacant(vacant) = open.entry(key(Some(*address))) {
+                    vacant.insert(super::listen::tls(front.clone(), on(*address, None)?)?);
                     log::info!("HTTPS is served on {} ({address}), port {PORT}", place.adapter);
                 }
             }

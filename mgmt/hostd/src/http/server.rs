@@ -176,10 +176,10 @@ fn answer(http: tiny_http::Request, ticket: Ticket, router: &Router) {
         _ => Err(Problem::new(Fault::SystemError, "the front passed on a request that cannot be read")),
     };
     let taken = shared.lock().unwrap_or_else(PoisonError::into_inner).take();
-    if let Some(http) = taken {
-        if let Err(e) = respond(http, result) {
-            log::debug!("an answer did not reach the front: {e}");
-        }
+    if let Some(http) = taken
+        && let Err(e) = respond(http, result)
+    {
+        log::debug!("an answer did not reach the front: {e}");
     }
 }
 

@@ -1,5 +1,6 @@
 //! A real hostd without init or netd, in a temporary directory; and the raw HTTP of a client that may be as rude as it likes.
-#![allow(dead_code)]
+// Each test binary uses a part of it; a test that unwraps fails as it should.
+#![allow(dead_code, clippy::unwrap_used, clippy::panic)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
