@@ -48,7 +48,6 @@ pub(crate) fn server() -> Failed {
     all(&[shm], &mut failed);
     // Not every machine has them.
     for optional in [
-        ("efivarfs", "/sys/firmware/efi/efivars", DATA, ""),
         ("pstore", "/sys/fs/pstore", DATA, ""),
         ("securityfs", "/sys/kernel/security", DATA, ""),
     ] {
@@ -58,6 +57,16 @@ pub(crate) fn server() -> Failed {
     }
     link_descriptors();
     failed
+}
+
+/// The firmware's variables; their file system is a driver, so this comes after the drivers of storage.
+pub(crate) fn efi_variables() {
+    let at = "/sys/firmware/efi/efivars";
+    if Path::new(at).is_dir()
+        && let Err(e) = try_mount(("efivarfs", at, DATA, ""))
+    {
+        log::warn!("the firmware's variables cannot be read: {}", e.desc());
+    }
 }
 
 /// A light host's: the lab gave us a root directory and namespaces; what it prepared there stays.

@@ -65,6 +65,7 @@ fn begin() -> std::io::Result<()> {
     }
 
     drivers.wait(Stage::Storage);
+    mounts::efi_variables();
     host.step("storage");
     disk::bring_up(&host, &drivers);
     host.step("state");

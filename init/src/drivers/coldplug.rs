@@ -56,7 +56,8 @@ pub(crate) fn is_network(modalias: &str) -> bool {
 /// A controller whose disks show up some time after its driver is loaded: NVMe, SAS, RAID, Fibre Channel, USB. What AHCI and virtio
 /// have is there when loading returns.
 pub(crate) fn is_slow_storage(modalias: &str) -> bool {
-    matches!(pci_class(modalias), Some((0x01, 0x00 | 0x04 | 0x07 | 0x08) | (0x0c, 0x03 | 0x04)))
+    // A virtual controller calls itself SCSI, and has nothing to spin up.
+    !modalias.starts_with("pci:v00001AF4") && matches!(pci_class(modalias), Some((0x01, 0x00 | 0x04 | 0x07 | 0x08) | (0x0c, 0x03 | 0x04)))
 }
 
 #[cfg(test)]
@@ -74,6 +75,8 @@ mod tests {
         assert!(is_storage(nvme) && is_slow_storage(nvme));
         assert!(is_network(nic) && !is_storage(nic));
         assert!(is_slow_storage(xhci) && !is_storage(xhci));
+        let virtio = "pci:v00001AF4d00001042sv00001AF4sd00001100bc01sc00i00";
+        assert!(is_storage(virtio) && !is_slow_storage(virtio));
     }
 
     #[test]
