@@ -137,7 +137,78 @@ fn file_system(file: &File, contents: &BTreeMap<String, Vec<u8>>) -> io::Result<
         out.write_all(bytes)?;
         out.flush()?;
     }
-    volume.unmount()
+    // Counting the free clusters once makes fatfs write their number down.
+    volume.stats()?;
+    volume.unmount()?;
+    plain_dots(&mut Window { file, start: ESP_START, size: ESP_SIZE, at: 0 })
+}
+
+/// Bytes of a directory entry.
+const DIR_ENTRY: usize = 32;
+/// Where the attributes are in a directory entry; all four lowest bits set mean a piece of a long name.
+const ATTRIBUTES: usize = 11;
+const LONG_NAME: u8 = 0x0f;
+const DIRECTORY: u8 = 0x10;
+
+/// fatfs gives `.` and `..` long names as well, in front of the entries that the specification wants first in a directory: Linux
+/// and OVMF read over that, fsck.fat and strict firmware do not. Here the long names of the two are taken out again, and a `..` that
+/// means the root is given the cluster 0 that the specification wants for it.
+fn plain_dots(volume: &mut Window<'_>) -> io::Result<()> {
+    let mut boot = [0; 512];
+    read_at(volume, 0, &mut boot)?;
+    let number = |at: usize, bytes: usize| {
+        boot.iter().skip(at).take(bytes).rev().fold(0_u64, |value, byte| (value << 8) | u64::from(*byte))
+    };
+    let sector = number(11, 2);
+    let cluster_size = number(13, 1) * sector;
+    let data = (number(14, 2) + number(16, 1) * number(36, 4)) * sector;
+    // Each directory of this volume is short and lies in its first cluster.
+    let root = number(44, 4);
+    let mut open = vec![root];
+    while let Some(cluster) = open.pop() {
+        let at = data + cluster.saturating_sub(2) * cluster_size;
+        let mut entries = vec![0; usize::try_from(cluster_size).unwrap_or_default()];
+        read_at(volume, at, &mut entries)?;
+        let (fixed, below) = tidy_directory(&entries, root);
+        open.extend(below);
+        volume.seek(SeekFrom::Start(at))?;
+        volume.write_all(&fixed)?;
+    }
+    Ok(())
+}
+
+fn read_at(volume: &mut Window<'_>, at: u64, buffer: &mut [u8]) -> io::Result<()> {
+    volume.seek(SeekFrom::Start(at))?;
+    volume.read_exact(buffer)
+}
+
+/// A directory without long names of `.` and `..`, and the first clusters of the directories in it.
+fn tidy_directory(entries: &[u8], root: u64) -> (Vec<u8>, Vec<u64>) {
+    let (mut out, mut long, mut below) = (Vec::with_capacity(entries.len()), Vec::new(), Vec::new());
+    for entry in entries.chunks_exact(DIR_ENTRY) {
+        let attributes = entry.get(ATTRIBUTES).copied().unwrap_or_default();
+        if attributes & LONG_NAME == LONG_NAME {
+            long.extend_from_slice(entry);
+            continue;
+        }
+        let byte = |at: usize| u64::from(entry.get(at).copied().unwrap_or_default());
+        let cluster = byte(26) | byte(27) << 8 | byte(20) << 16 | byte(21) << 24;
+        let dots = entry.starts_with(b".");
+        if !dots {
+            out.append(&mut long);
+            if attributes & DIRECTORY != 0 {
+                below.push(cluster);
+            }
+        }
+        long.clear();
+        let to_root = entry.starts_with(b".. ") && cluster == root;
+        out.extend(entry.iter().enumerate().map(|(at, byte)| match at {
+            20 | 21 | 26 | 27 if to_root => 0,
+            _ => *byte,
+        }));
+    }
+    out.resize(entries.len(), 0);
+    (out, below)
 }
 
 /// A part of the disk as a device of its own.
@@ -279,6 +350,62 @@ mod tests {
             })
             .collect();
         assert_eq!(sums[0], sums[1]);
+    }
+
+    #[test]
+    fn a_directory_begins_with_its_dots() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("k.img");
+        write(&path, &contents()).expect("write");
+        let file = File::open(&path).expect("open");
+        let mut esp = vec![0; 8 << 20];
+        std::os::unix::fs::FileExt::read_exact_at(&file, &mut esp, ESP_START).expect("read");
+        // A directory's first entry names the directory itself: dot, padded, with the attribute of a directory.
+        let starts: Vec<usize> = esp
+            .chunks_exact(512)
+            .enumerate()
+            .filter(|(_, cluster)| cluster.starts_with(b".          \x10"))
+            .map(|(n, _)| n)
+            .collect();
+        assert_eq!(starts.len(), 2, "EFI and EFI/BOOT");
+        for n in starts {
+            let second = &esp[n * 512 + DIR_ENTRY..][..DIR_ENTRY];
+            assert!(second.starts_with(b"..         \x10"));
+        }
+    }
+
+    #[test]
+    fn the_distributions_own_checkers_are_content() {
+        let dir = tempfile::tempdir().expect("tempdir");
+        let path = dir.path().join("k.img");
+        write(&path, &contents()).expect("write");
+        let file = File::open(&path).expect("open");
+        for (tool, args, start, size) in [
+            ("fsck.fat", &["-n"][..], ESP_START, ESP_SIZE),
+            ("e2fsck", &["-fn"][..], STATE_START, STATE_SIZE),
+        ] {
+            // fsck.fat is no tool of a build; where it is missing, the test above stands alone.
+            if tools::find(tool).is_none() {
+                eprintln!("skipped: no {tool}");
+                continue;
+            }
+            let mut part = vec![0; usize::try_from(size).expect("size")];
+            std::os::unix::fs::FileExt::read_exact_at(&file, &mut part, start).expect("read");
+            let copy = dir.path().join(tool);
+            fs::write(&copy, part).expect("copy");
+            let mut check = tools::command(tool);
+            check.args(args).arg(&copy);
+            let done = check.output().expect(tool);
+            assert!(done.status.success(), "{tool}: {}", String::from_utf8_lossy(&done.stdout));
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_directory_keeps_its_length(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..512)) {
+            let (out, _) = tidy_directory(&bytes, 2);
+            proptest::prop_assert_eq!(out.len(), bytes.len());
+        }
     }
 
     /// fatfs wants a writable device even to read.
