@@ -7,6 +7,8 @@ use crate::hardware;
 use crate::problems::argument;
 use crate::services::Services;
 
+/// The condition of a host that cannot run VMs; init has it too.
+const KVM_MISSING: &str = "kvm-missing";
 /// Below this share of the datastore's size it counts as full, in parts of a hundred.
 const FULL_PERCENT: u64 = 2;
 /// The longest host name that the kernel takes, in bytes.
@@ -32,7 +34,7 @@ impl Services {
             Err(problem) => conditions.push(condition("netd-unreachable", &problem.detail, "init restarts the network daemon; look at the host's log")),
         }
         if let Err(no) = hardware::open_kvm() {
-            conditions.push(condition("kvm-missing", &format!("this host cannot run VMs: {}", no.reason), no.remedy));
+            conditions.push(condition(KVM_MISSING, &format!("this host cannot run VMs: {}", no.reason), no.remedy));
         }
         self.of_datastores(&mut conditions);
         for (directory, problem) in self.vms.inaccessible() {
@@ -101,7 +103,9 @@ fn condition(code: &str, message: &str, remedy: &str) -> Condition {
 }
 
 fn of_boot(boot: &Boot, conditions: &mut Vec<Condition>) {
-    conditions.extend(boot.problems.iter().map(|p| condition(&p.code, &p.message, &p.remedy)));
+    // Whether there is KVM is looked at now: it may have come, or gone, since the boot.
+    let problems = boot.problems.iter().filter(|p| p.code != KVM_MISSING);
+    conditions.extend(problems.map(|p| condition(&p.code, &p.message, &p.remedy)));
     let remedy = "correct it on the kernel command line or in keelson.conf on the EFI system partition";
     conditions.extend(boot.word_errors.iter().map(|e| condition("word-ignored", &e.to_string(), remedy)));
 }

@@ -310,7 +310,7 @@ mod tests {
         let (_dir, tasks) = registry();
         let (wake, woken) = channel::<()>();
         let wake = Mutex::new(wake);
-        let cancel: Arc<dyn Fn() + Send + Sync> = Arc::new(move || drop(wake.lock().unwrap().send(())));
+        let cancel: Arc<dyn Fn() + Send + Sync> = Arc::new(move || wake.lock().unwrap().send(()).unwrap());
         let task = tasks.start(Plan { cancel: Some(cancel), ..plan("vm") }, move |p| woken.recv().map_or(Ok(String::new()), |()| p.check().map(|()| String::new()))).unwrap();
         tasks.cancel(task.id).unwrap();
         let ended = tasks.get(task.id, Duration::from_secs(10)).unwrap();
@@ -357,7 +357,7 @@ mod tests {
                 for step in steps {
                     p.say(step, "on");
                     let now = p.tasks.get(p.id, Duration::ZERO)?.progress;
-                    drop(send.send(now));
+                    send.send(now).unwrap();
                 }
                 Ok(String::new())
             }).unwrap();

@@ -179,7 +179,7 @@ mod tests {
             vcpus,
             memory_mib,
             kernel: "[datastore1] vmlinuz".into(),
-            initramfs: (vcpus % 2 == 0).then(|| "[datastore1] initrd".into()),
+            initramfs: vcpus.is_multiple_of(2).then(|| "[datastore1] initrd".into()),
             cmdline,
             disks: disks.into_iter().map(|(path, read_only, own)| Disk { path, read_only, own }).collect(),
             nics: nics.into_iter().map(|(port_group, mac)| Nic { port_group, mac }).collect(),
