@@ -342,10 +342,9 @@ impl Daemon {
         wanted::settle(&mut self.config, &self.observed, settled);
         if self.config != before {
             self.revision += 1;
-            if self.saved {
-                if let Err(e) = self.store.save(&self.config) {
-                    log::error!("the names of network adapters could not be saved: {e}");
-                }
+            let saved = if self.saved { self.store.save(&self.config) } else { Ok(()) };
+            if let Err(e) = saved {
+                log::error!("the names of network adapters could not be saved: {e}");
             }
         }
     }
@@ -488,10 +487,9 @@ fn tell(before: Option<&Update>, now: &Update) {
     if now.unanswered && !before.is_some_and(|b| b.unanswered) {
         log::warn!("{} gets no address by DHCP", now.adapter);
     }
-    if let (None, Some(local)) = (&now.lease, &now.address) {
-        if before.and_then(|b| b.address) != now.address {
-            log::warn!("{} uses the link-local address {} meanwhile", now.adapter, local.address);
-        }
+    let new_address = now.address.filter(|a| now.lease.is_none() && before.and_then(|b| b.address) != Some(*a));
+    if let Some(local) = new_address {
+        log::warn!("{} uses the link-local address {} meanwhile", now.adapter, local.address);
     }
     if let Some(error) = now.status.last_error.as_ref().filter(|e| before.and_then(|b| b.status.last_error.as_ref()) != Some(*e)) {
         log::warn!("{}: {error}", now.adapter);

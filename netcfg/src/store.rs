@@ -97,10 +97,9 @@ fn read(path: &Path) -> Result<Option<NetworkConfig>, DocumentError> {
         schema: u32,
     }
     // The number first: a newer document may have fields that this version does not know, and that is not its fault.
-    if let Ok(Head { schema }) = toml::from_str::<Head>(&text) {
-        if schema > SCHEMA {
-            return Err(DocumentError::Newer { path: name, schema });
-        }
+    let newer = toml::from_str::<Head>(&text).ok().filter(|head| head.schema > SCHEMA);
+    if let Some(Head { schema }) = newer {
+        return Err(DocumentError::Newer { path: name, schema });
     }
     let config: NetworkConfig =
         toml::from_str(&text).map_err(|e| DocumentError::Parse { path: name.clone(), source: Box::new(e) })?;

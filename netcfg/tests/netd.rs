@@ -1,5 +1,7 @@
 //! netd as a whole: the real binary on this machine's kernel, against a DHCP server that misbehaves on demand.
 
+#![allow(clippy::expect_used, clippy::panic)] // A test ends so.
+
 mod host;
 
 use std::net::{Ipv4Addr, UdpSocket};

@@ -202,11 +202,11 @@ mod tests {
         assert!(client.unanswered(s(13)));
         // DHCP goes on meanwhile, and a server appears.
         let later = run_until(&mut client, s(60));
-        let discovers = later.iter().chain(&sent).filter_map(|(_, send)| match send {
+        let mut discovers = sent.iter().chain(&later).filter_map(|(_, send)| match send {
             Send::Dhcp(message) if message.kind == OutgoingKind::Discover => Some(message.xid),
             _ => None,
         });
-        let xid = discovers.last().expect("a DISCOVER");
+        let xid = discovers.next_back().expect("a DISCOVER");
         client.step(s(60), reply(ReplyKind::Offer, xid));
         client.step(s(60), reply(ReplyKind::Ack, xid));
         run_until(&mut client, s(61));

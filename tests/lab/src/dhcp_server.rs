@@ -184,10 +184,9 @@ fn serve(socket: &UdpSocket, stopped: &UnixStream, shared: &(Mutex<Shared>, Cond
             answer(&mut guard, &message, unicast)
         };
         shared.1.notify_all();
-        if let Some((reply, to)) = answer {
-            if let Ok(bytes) = reply.to_vec() {
-                let _ = socket.send_to(&bytes, SocketAddrV4::new(to, 68));
-            }
+        let framed = answer.and_then(|(reply, to)| Some((reply.to_vec().ok()?, to)));
+        if let Some((bytes, to)) = framed {
+            let _ = socket.send_to(&bytes, SocketAddrV4::new(to, 68));
         }
     }
 }
