@@ -95,11 +95,11 @@ fn type_in(client: &Client, id: Uuid, mut input: impl Read, is_terminal: bool, t
         // In a pipe the byte is data like any other.
         let quit = typed.iter().position(|b| is_terminal && *b == QUIT);
         let typed = typed.get(..quit.unwrap_or(n)).unwrap_or_default();
-        if !typed.is_empty() {
-            if let Err(e) = client.console_input(id, typed) {
-                let _ = tell.send(Ended::Failed(e.into()));
-                return;
-            }
+        if !typed.is_empty()
+            && let Err(e) = client.console_input(id, typed)
+        {
+            let _ = tell.send(Ended::Failed(e.into()));
+            return;
         }
         if quit.is_some() {
             let _ = tell.send(Ended::Quit);

@@ -76,8 +76,9 @@ impl Failure {
             if let Some(field) = &problem.field {
                 text.push_str(&format!("\n  field:   {field}"));
             }
-            let login = (problem.fault == Fault::NotAuthenticated && problem.remedy.is_none()).then_some("log in with `keelctl login HOST`");
-            if let Some(remedy) = problem.remedy.as_deref().or(login) {
+            // The API's own remedy speaks of requests.
+            let login = (problem.fault == Fault::NotAuthenticated).then_some("log in with `keelctl login HOST`, with root's password");
+            if let Some(remedy) = login.or(problem.remedy.as_deref()) {
                 text.push_str(&format!("\n  to do:   {remedy}"));
             }
             text.push_str(&format!("\n  fault:   {:?}", problem.fault));

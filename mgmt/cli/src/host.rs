@@ -89,8 +89,7 @@ pub(crate) fn logs(client: &Client, logs: &Logs, output: &Output) -> Result<(), 
     let mut lines = client.logs(&query)?;
     if let Some(wanted) = logs.lines {
         // What comes at once is the oldest part that is left; the newest is at its end.
-        loop {
-            let Some(last) = lines.last() else { break };
+        while let Some(last) = lines.last() {
             query.since = last.seq + 1;
             let more = client.logs(&query)?;
             if more.is_empty() {

@@ -96,8 +96,12 @@ fn main_screen(app: &App, buffer: &mut Buffer, area: Rect) {
     put(buffer, 2, 1, &format!("Keelson {}{kernel}", facts.version()), TOP.add_modifier(Modifier::BOLD));
     put(buffer, 2, 3, facts.hostname(), TOP);
     let (cpu, memory) = match &facts.host {
-        Some(host) => (format!("{} ({} sockets, {} cores, {} threads)", host.cpu.model, host.cpu.sockets, host.cpu.cores, host.cpu.threads), host.memory.total_bytes),
-        None => (format!("{} ({} threads)", facts.hardware.cpu, facts.hardware.threads), facts.hardware.memory),
+        Some(host) => {
+            let cpu = &host.cpu;
+            let parts = [count(cpu.sockets, "socket"), count(cpu.cores, "core"), count(cpu.threads, "thread")];
+            (format!("{} ({})", cpu.model, parts.join(", ")), host.memory.total_bytes)
+        }
+        None => (format!("{} ({})", facts.hardware.cpu, count(facts.hardware.threads, "thread")), facts.hardware.memory),
     };
     put(buffer, 2, 5, &cpu, TOP);
     put(buffer, 2, 6, &format!("{} of memory", size(memory)), TOP);
@@ -164,6 +168,10 @@ fn notices(app: &App, buffer: &mut Buffer, area: Rect, mut y: u16) {
             y += 1;
         }
     }
+}
+
+fn count(n: u32, what: &str) -> String {
+    if n == 1 { format!("{n} {what}") } else { format!("{n} {what}s") }
 }
 
 fn size(bytes: u64) -> String {
@@ -296,10 +304,11 @@ fn logs(lines: &[String], up: usize, error: Option<&str>, buffer: &mut Buffer, a
     fill(buffer, area, style);
     fill(buffer, Rect { height: 1, ..area }, TOP);
     put(buffer, 1, 0, "System Logs (times in UTC)", TOP.add_modifier(Modifier::BOLD));
-    if let Some(error) = error {
-        put(buffer, 1, 1, error, ALERT);
+    let mut top = 1;
+    for line in error.map(|e| wrap(e, usize::from(area.width).saturating_sub(2))).unwrap_or_default() {
+        put(buffer, 1, top, &line, ALERT);
+        top += 1;
     }
-    let top = 1 + u16::from(error.is_some());
     let room = usize::from(area.height.saturating_sub(top + 1));
     let end = lines.len().saturating_sub(up).max(room.min(lines.len()));
     for (line, y) in lines.iter().take(end).skip(end.saturating_sub(room)).zip(top..) {

@@ -43,7 +43,7 @@ pub(crate) struct Hardware {
     /// The processors' model.
     pub(crate) cpu: String,
     /// Logical processors.
-    pub(crate) threads: usize,
+    pub(crate) threads: u32,
     /// Memory, in bytes.
     pub(crate) memory: u64,
 }
@@ -53,7 +53,7 @@ impl Hardware {
     pub(crate) fn parse(hostname: String, cpuinfo: &str, meminfo: &str) -> Self {
         let value = |line: &str| line.split_once(':').map(|(_, v)| v.trim().to_owned()).unwrap_or_default();
         let cpu = cpuinfo.lines().find(|l| l.starts_with("model name")).map(value).unwrap_or_default();
-        let threads = cpuinfo.lines().filter(|l| l.starts_with("processor")).count();
+        let threads = u32::try_from(cpuinfo.lines().filter(|l| l.starts_with("processor")).count()).unwrap_or(u32::MAX);
         let total = meminfo.lines().find(|l| l.starts_with("MemTotal:")).map(value).unwrap_or_default();
         let kib: u64 = total.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
         Self { hostname, cpu, threads, memory: kib.saturating_mul(1024) }

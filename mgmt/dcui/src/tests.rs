@@ -126,7 +126,7 @@ fn the_main_screen_tells_who_and_where() {
     shows(&app, &[
         "Keelson 9.8.7  (Linux 6.12.1)",
         "keel1",
-        "AMD EPYC (1 sockets, 2 cores, 4 threads)",
+        "AMD EPYC (1 socket, 2 cores, 4 threads)",
         "2.0 GiB of memory",
         "Download tools to manage this host from:",
         "https://10.0.2.15/ (DHCP)",

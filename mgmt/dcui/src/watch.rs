@@ -7,7 +7,6 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use keelson_api::client::Client;
-use keelson_init_control::logging::chain;
 use keelson_init_control::{Event as InitEvent, UnitState};
 use keelson_netcfg_control::Event as NetdEvent;
 
@@ -79,7 +78,7 @@ fn watch_init(path: &Path, to: &Sender<Message>, bells: &[Bell]) {
     loop {
         let why = match init_session(path, to, bells) {
             Ok(why) => why,
-            Err(e) => chain(&e),
+            Err(e) => cause(&e),
         };
         if to.send(Message::Fact(Fact::Boot(Err(why)))).is_err() {
             return;
@@ -100,7 +99,7 @@ fn init_session(path: &Path, to: &Sender<Message>, bells: &[Bell]) -> Result<Str
                 Fact::Unit(Box::new(unit))
             }
             Ok(InitEvent::PoweringDown(action)) => Fact::GoingDown(action),
-            Err(e) => return Ok(chain(&e)),
+            Err(e) => return Ok(cause(&e)),
         };
         let _ = to.send(Message::Fact(fact));
     }
@@ -110,7 +109,7 @@ fn init_session(path: &Path, to: &Sender<Message>, bells: &[Bell]) -> Result<Str
 fn watch_netd(path: &Path, to: &Sender<Message>, bell: &Bell) {
     loop {
         let why = match keelson_netcfg_control::Client::connect_to(path).and_then(keelson_netcfg_control::Client::watch) {
-            Err(e) => chain(&e),
+            Err(e) => cause(&e),
             Ok(events) => {
                 let mut why = "it closed the connection".to_owned();
                 for event in events {
@@ -118,7 +117,7 @@ fn watch_netd(path: &Path, to: &Sender<Message>, bell: &Bell) {
                         Ok(NetdEvent::Changed { config, status }) => {
                             let _ = to.send(Message::Fact(Fact::Network(Ok(Box::new((*config, *status))))));
                         }
-                        Err(e) => why = chain(&e),
+                        Err(e) => why = cause(&e),
                     }
                 }
                 why
@@ -139,7 +138,7 @@ fn ask_hostd(path: &Path, to: &Sender<Message>, bell: &Bell) {
             Ok(host) => (Fact::Host(Ok(Box::new(host))), ASK),
             Err(e) => match client.identity() {
                 Ok(identity) => (Fact::Identity(Box::new(identity)), ASK),
-                Err(_) => (Fact::Host(Err(brief(&e))), AGAIN.saturating_sub(asked.elapsed())),
+                Err(_) => (Fact::Host(Err(cause(&e))), AGAIN.saturating_sub(asked.elapsed())),
             },
         };
         if to.send(Message::Fact(fact)).is_err() {
@@ -149,7 +148,11 @@ fn ask_hostd(path: &Path, to: &Sender<Message>, bell: &Bell) {
     }
 }
 
-/// The cause alone, in a few words: the screen says itself what cannot be reached.
-fn brief(error: &keelson_api::client::ClientError) -> String {
-    std::error::Error::source(error).map_or_else(|| error.to_string(), chain)
+/// The innermost cause, in a few words: the screen says itself what does not answer.
+fn cause(error: &dyn std::error::Error) -> String {
+    let mut innermost = error;
+    while let Some(next) = innermost.source() {
+        innermost = next;
+    }
+    innermost.to_string()
 }
