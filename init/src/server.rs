@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use keelson_init_control::{Boot, Tty, UnitId};
+use nix::errno::Errno;
 
 use crate::cgroup::Groups;
 use crate::disk::{self, Found};
@@ -138,8 +139,10 @@ fn machines(host: &Host, drivers: &Drivers) {
         return;
     }
     let failed = drivers.failures();
-    let why = failed.iter().find(|(module, _)| module.starts_with("kvm")).map(|(module, e)| format!("{module}: {}", e.desc()));
-    let why = why.unwrap_or_else(|| "the processor offers neither AMD-V (SVM) nor Intel VT-x (VMX)".into());
+    // A driver that finds its processor feature missing says "not supported"; that is no failure of the driver.
+    let broken = |(module, e): &&(String, Errno)| module.starts_with("kvm") && !matches!(e, Errno::EOPNOTSUPP | Errno::ENODEV);
+    let why = failed.iter().find(broken).map(|(module, e)| format!("{module}: {}", e.desc()));
+    let why = why.unwrap_or_else(|| "its processor offers neither AMD-V (SVM) nor Intel VT-x (VMX)".into());
     host.problem(
         "kvm-missing",
         format!("This host cannot run virtual machines: {why}."),
