@@ -88,7 +88,7 @@ build_release() { cargo build --release --locked "${host_crates[@]}" -p keelctl 
 build_image() {
     "$KEELSON_BIN_DIR/keelson-image" build --bin-dir "$KEELSON_BIN_DIR" --out "$KEELSON_IMAGE_DIR"
     "$KEELSON_BIN_DIR/keelson-image" fetch ovmf --out "$KEELSON_IMAGE_DIR/ovmf"
-    "$KEELSON_BIN_DIR/keelson-image" fetch guest --out "$KEELSON_IMAGE_DIR/guest"
+    "$KEELSON_BIN_DIR/keelson-image" fetch guest-kernel --out "$KEELSON_IMAGE_DIR/guest"
 }
 
 # The lab works in namespaces: as root directly, otherwise in a user namespace where the kernel allows that.
