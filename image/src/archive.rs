@@ -39,7 +39,9 @@ pub enum ArchiveError {
         source: io::Error,
     },
     /// The file that came is not the one that the signed index names.
-    #[error("{package} {version} arrived with SHA-256 {got}, the archive signed {want}; delete the cache and try again")]
+    #[error(
+        "{package} {version} arrived with SHA-256 {got}, the archive signed {want}; delete the cache and try again"
+    )]
     Altered {
         /// Package name.
         package: String,
@@ -69,14 +71,17 @@ impl Archive {
                 mirror::SECURITY_VARIABLE
             );
         }
-        let home = fs::create_dir_all(home).and_then(|()| home.canonicalize()).map_err(|source| at(home, source))?;
+        let home =
+            fs::create_dir_all(home).and_then(|()| home.canonicalize()).map_err(|source| at(home, source))?;
         for dir in ["lists/partial", "archives/partial"] {
             let dir = home.join(dir);
             fs::create_dir_all(&dir).map_err(|source| at(&dir, source))?;
         }
-        for (name, text) in
-            [("status", String::new()), ("apt.conf", configuration(&home)), ("keelson.sources", sources(&mirrors, wants))]
-        {
+        for (name, text) in [
+            ("status", String::new()),
+            ("apt.conf", configuration(&home)),
+            ("keelson.sources", sources(&mirrors, wants)),
+        ] {
             let path = home.join(name);
             fs::write(&path, text).map_err(|source| at(&path, source))?;
         }
@@ -119,7 +124,9 @@ impl Archive {
                 want: stanza.sha256.clone(),
             });
         }
-        fs::rename(entry.path(), to).or_else(|_| fs::copy(entry.path(), to).map(drop)).map_err(|source| at(to, source))
+        fs::rename(entry.path(), to)
+            .or_else(|_| fs::copy(entry.path(), to).map(drop))
+            .map_err(|source| at(to, source))
     }
 
     fn apt(&self) -> Command {
@@ -160,7 +167,9 @@ fn run(mut apt: Command, doing: &str) -> Result<(), ArchiveError> {
     let out = out.map_err(|source| fail(ToolError::Start { tool: tool.clone(), source }))?;
     let said = tools::last_words(&out.stderr);
     // `update` exits 0 when a suite could not be reached and old lists are left; a half-current archive is a failure here.
-    let stale = String::from_utf8_lossy(&out.stderr).lines().any(|l| l.starts_with("W: Failed") || l.starts_with("W: Some index"));
+    let stale = String::from_utf8_lossy(&out.stderr)
+        .lines()
+        .any(|l| l.starts_with("W: Failed") || l.starts_with("W: Some index"));
     if out.status.success() && !stale {
         return Ok(());
     }
@@ -202,7 +211,14 @@ fn configuration(home: &Path) -> String {
 /// The machine's own settings for proxies, time-outs and certificates of http and https.
 fn machine_transport() -> String {
     let mut apt = tools::command("apt-config");
-    apt.env_remove("APT_CONFIG").args(["dump", "--no-empty", "--format", "%F \"%v\";%n", "Acquire::http", "Acquire::https"]);
+    apt.env_remove("APT_CONFIG").args([
+        "dump",
+        "--no-empty",
+        "--format",
+        "%F \"%v\";%n",
+        "Acquire::http",
+        "Acquire::https",
+    ]);
     // Without these settings the download may still work; if not, apt says why.
     tools::output(apt).map(|out| String::from_utf8_lossy(&out).into_owned()).unwrap_or_default()
 }
@@ -240,7 +256,8 @@ mod tests {
     #[test]
     fn every_source_is_bound_to_debians_keys() {
         let wants = Wants::parse(PARTS).expect("parts.toml");
-        let mirrors = Mirrors { main: "http://m/debian/".into(), security: Some("http://m/debian-security/".into()) };
+        let mirrors =
+            Mirrors { main: "http://m/debian/".into(), security: Some("http://m/debian-security/".into()) };
         let text = sources(&mirrors, &wants);
         assert_eq!(text.matches("URIs:").count(), 2);
         assert_eq!(text.matches("Signed-By: /usr/share/keyrings/debian-archive-keyring").count(), 2);

@@ -120,8 +120,12 @@ pub struct Assembly {
 
 /// Reads our programs from `dir`; all must be there, and static.
 pub fn programs(dir: &Path) -> Result<BTreeMap<&'static str, Vec<u8>>, BuildError> {
-    let missing: Vec<String> =
-        PROGRAMS.iter().map(|(name, _)| *name).filter(|name| !dir.join(name).is_file()).map(str::to_owned).collect();
+    let missing: Vec<String> = PROGRAMS
+        .iter()
+        .map(|(name, _)| *name)
+        .filter(|name| !dir.join(name).is_file())
+        .map(str::to_owned)
+        .collect();
     if !missing.is_empty() {
         return Err(BuildError::Programs { dir: dir.to_owned(), names: missing });
     }
@@ -186,7 +190,9 @@ fn describe(inputs: &Inputs, taken: &Taken, command_line: &str) -> Manifest {
     let mut parts: Vec<Entry> = inputs
         .parts
         .iter()
-        .filter_map(|part| Some((inputs.wants.parts.iter().find(|want| want.handle() == part.locked.handle)?, part)))
+        .filter_map(|part| {
+            Some((inputs.wants.parts.iter().find(|want| want.handle() == part.locked.handle)?, part))
+        })
         .map(|(want, part)| manifest::debian(want, part))
         .collect();
     for (name, bytes) in &inputs.programs {
@@ -257,9 +263,11 @@ impl Assembly {
         artefacts.push(put(out, "keelson.img", |path| Ok(disk::write(path, &esp)?))?);
         let manifest = Manifest { artefacts: artefacts.clone(), ..self.manifest.clone() }.to_json()?;
         let command_line = format!("{}\n", self.manifest.command_line);
-        for (name, text) in
-            [("keelson.manifest.json", manifest), ("sizes.txt", self.sizes.lines()), ("cmdline", command_line)]
-        {
+        for (name, text) in [
+            ("keelson.manifest.json", manifest),
+            ("sizes.txt", self.sizes.lines()),
+            ("cmdline", command_line),
+        ] {
             put(out, name, |path| fs::write(path, &text).map_err(|source| at(path, source)))?;
         }
         Ok(artefacts)
@@ -271,7 +279,11 @@ fn at(path: &Path, source: io::Error) -> BuildError {
 }
 
 /// Writes under another name first: a reader never sees half a file.
-fn put(out: &Path, name: &str, write: impl FnOnce(&Path) -> Result<(), BuildError>) -> Result<Artefact, BuildError> {
+fn put(
+    out: &Path,
+    name: &str,
+    write: impl FnOnce(&Path) -> Result<(), BuildError>,
+) -> Result<Artefact, BuildError> {
     let (unfinished, path) = (out.join(format!(".{name}.part")), out.join(name));
     write(&unfinished)?;
     fs::rename(&unfinished, &path).map_err(|source| at(&path, source))?;

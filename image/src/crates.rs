@@ -85,8 +85,10 @@ pub struct Linked {
 /// `cargo tree` says which crates a program has with the features that are on, without build scripts, procedural macros and what
 /// tests need (`cargo metadata` lists more than is built); `cargo metadata` says what their terms are and where.
 pub fn linked(tree: &Path, programs: &[&str]) -> Result<Vec<Linked>, CrateError> {
-    let metadata: Metadata =
-        serde_json::from_slice(&cargo(tree, &["metadata", "--format-version", "1", "--filter-platform", PLATFORM])?)?;
+    let metadata: Metadata = serde_json::from_slice(&cargo(
+        tree,
+        &["metadata", "--format-version", "1", "--filter-platform", PLATFORM],
+    )?)?;
     let path = tree.join("Cargo.lock");
     let lock: CargoLock = std::fs::read_to_string(&path)
         .map_err(Into::into)
@@ -96,14 +98,25 @@ pub fn linked(tree: &Path, programs: &[&str]) -> Result<Vec<Linked>, CrateError>
     // By name and version, the programs that have it.
     let mut users: BTreeMap<(String, String), BTreeSet<&str>> = BTreeMap::new();
     for program in programs {
-        let builds = |target: &Target| target.name == *program && target.kind.iter().any(|kind| kind == "bin");
-        let ours = metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id));
+        let builds =
+            |target: &Target| target.name == *program && target.kind.iter().any(|kind| kind == "bin");
+        let ours =
+            metadata.packages.iter().filter(|package| metadata.workspace_members.contains(&package.id));
         for package in ours.filter(|package| package.targets.iter().any(builds)) {
             let listed = cargo(
                 tree,
                 &[
-                    "tree", "-p", &package.name, "--target", PLATFORM, "--edges", "normal,no-proc-macro", "--prefix", "none",
-                    "--format", "{p}",
+                    "tree",
+                    "-p",
+                    &package.name,
+                    "--target",
+                    PLATFORM,
+                    "--edges",
+                    "normal,no-proc-macro",
+                    "--prefix",
+                    "none",
+                    "--format",
+                    "{p}",
                 ],
             )?;
             for key in String::from_utf8_lossy(&listed).lines().filter_map(listed_crate) {
@@ -131,7 +144,11 @@ fn listed_crate(line: &str) -> Option<(String, String)> {
     }
 }
 
-fn entries(metadata: &Metadata, lock: &CargoLock, users: &BTreeMap<(String, String), BTreeSet<&str>>) -> Vec<Linked> {
+fn entries(
+    metadata: &Metadata,
+    lock: &CargoLock,
+    users: &BTreeMap<(String, String), BTreeSet<&str>>,
+) -> Vec<Linked> {
     let sum = |package: &Package| {
         let same = |locked: &&LockedCrate| locked.name == package.name && locked.version == package.version;
         lock.package.iter().find(same).and_then(|locked| locked.checksum.clone()).unwrap_or_default()
@@ -147,7 +164,12 @@ fn entries(metadata: &Metadata, lock: &CargoLock, users: &BTreeMap<(String, Stri
                 name: package.name.clone(),
                 version: package.version.clone(),
                 // Old crates write a slash for "or".
-                licence: package.license.as_deref().unwrap_or("see its licence file").replace('/', " OR ").replace("  ", " "),
+                licence: package
+                    .license
+                    .as_deref()
+                    .unwrap_or("see its licence file")
+                    .replace('/', " OR ")
+                    .replace("  ", " "),
                 takes: format!("linked into {}", programs.iter().copied().collect::<Vec<_>>().join(", ")),
                 sha256: sum(package),
                 source: Source {
@@ -170,7 +192,8 @@ pub fn c_library() -> Entry {
     query.args(["-W", "-f", "${Version}\n${source:Package}\n${source:Version}\n", "libc6-dev"]);
     let text = tools::output(query).map(|out| String::from_utf8_lossy(&out).into_owned()).unwrap_or_default();
     let mut fields = text.lines().map(str::to_owned);
-    let mut field = |otherwise: &str| fields.next().filter(|f| !f.is_empty()).unwrap_or_else(|| otherwise.into());
+    let mut field =
+        |otherwise: &str| fields.next().filter(|f| !f.is_empty()).unwrap_or_else(|| otherwise.into());
     let (version, source, source_version) = (field("unknown"), field("glibc"), field("unknown"));
     Entry {
         kind: Kind::Library,
@@ -195,7 +218,8 @@ pub fn c_library() -> Entry {
 pub fn rust_libraries() -> Entry {
     let mut rustc = tools::command("rustc");
     rustc.arg("--version");
-    let said = tools::output(rustc).map(|out| String::from_utf8_lossy(&out).trim().to_owned()).unwrap_or_default();
+    let said =
+        tools::output(rustc).map(|out| String::from_utf8_lossy(&out).trim().to_owned()).unwrap_or_default();
     let version = said.split_whitespace().nth(1).unwrap_or("unknown").to_owned();
     Entry {
         kind: Kind::Library,

@@ -59,12 +59,15 @@ impl Files {
         let mut dpkg = tools::command("dpkg-deb");
         dpkg.arg("--fsys-tarfile").arg(deb).stdout(Stdio::piped()).stderr(Stdio::piped());
         let name = tools::name_of(&dpkg);
-        let mut child = dpkg.spawn().map_err(|source| tool(ToolError::Start { tool: name.clone(), source }))?;
+        let mut child =
+            dpkg.spawn().map_err(|source| tool(ToolError::Start { tool: name.clone(), source }))?;
         let files = match child.stdout.take() {
             Some(stdout) => from_tar(stdout, wanted),
             None => Err(io::ErrorKind::BrokenPipe.into()),
         };
-        let out = child.wait_with_output().map_err(|source| tool(ToolError::Start { tool: name.clone(), source }))?;
+        let out = child
+            .wait_with_output()
+            .map_err(|source| tool(ToolError::Start { tool: name.clone(), source }))?;
         if !out.status.success() {
             let said = tools::last_words(&out.stderr);
             return Err(tool(ToolError::Failed { tool: name, status: out.status.to_string(), said }));
@@ -91,7 +94,10 @@ impl Files {
 
     /// Paths below `prefix`, in order.
     pub fn below<'a>(&'a self, prefix: &'a str) -> impl Iterator<Item = &'a str> {
-        self.0.range(prefix.to_owned()..).map(|(path, _)| path.as_str()).take_while(move |path| path.starts_with(prefix))
+        self.0
+            .range(prefix.to_owned()..)
+            .map(|(path, _)| path.as_str())
+            .take_while(move |path| path.starts_with(prefix))
     }
 }
 
@@ -109,9 +115,12 @@ fn from_tar(stream: impl Read, wanted: impl Fn(&str) -> bool) -> io::Result<BTre
             let mut bytes = Vec::new();
             entry.read_to_end(&mut bytes)?;
             files.insert(path, Entry::File(bytes));
-        } else if let Some(target) = entry.link_name_bytes().map(|name| String::from_utf8_lossy(&name).into_owned()) {
+        } else if let Some(target) =
+            entry.link_name_bytes().map(|name| String::from_utf8_lossy(&name).into_owned())
+        {
             // A hard link names its target from the root, a symbolic link from where it lies.
-            let target = if kind.is_hard_link() { format!("/{}", target.trim_start_matches("./")) } else { target };
+            let target =
+                if kind.is_hard_link() { format!("/{}", target.trim_start_matches("./")) } else { target };
             files.insert(path, Entry::Link(target));
         }
     }

@@ -59,7 +59,8 @@ pub fn write(path: &Path, esp: &BTreeMap<String, Vec<u8>>) -> Result<(), DiskErr
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(io("the old copy")(error)),
         _ => {}
     }
-    let file = OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io("the file"))?;
+    let file =
+        OpenOptions::new().read(true).write(true).create_new(true).open(path).map_err(io("the file"))?;
     file.set_len(DISK_SIZE).map_err(io("the size"))?;
     partition_table(&file)?;
     file_system(&file, esp).map_err(io("the ESP"))?;
@@ -110,7 +111,10 @@ impl TimeProvider for OneDate {
     }
 
     fn get_current_date_time(&self) -> fatfs::DateTime {
-        fatfs::DateTime { date: self.get_current_date(), time: fatfs::Time { hour: 0, min: 0, sec: 0, millis: 0 } }
+        fatfs::DateTime {
+            date: self.get_current_date(),
+            time: fatfs::Time { hour: 0, min: 0, sec: 0, millis: 0 },
+        }
     }
 }
 
@@ -126,7 +130,8 @@ fn file_system(file: &File, contents: &BTreeMap<String, Vec<u8>>) -> io::Result<
         .volume_label(fixed::ESP_LABEL);
     fatfs::format_volume(&mut window, options)?;
     window.seek(SeekFrom::Start(0))?;
-    let volume = FileSystem::new(window, FsOptions::new().time_provider(&ONE_DATE).update_accessed_date(false))?;
+    let volume =
+        FileSystem::new(window, FsOptions::new().time_provider(&ONE_DATE).update_accessed_date(false))?;
     for (path, bytes) in contents {
         let root = volume.root_dir();
         for (at, _) in path.match_indices('/') {

@@ -119,13 +119,21 @@ pub struct Selection {
 }
 
 /// Takes what `names` lists from the unpacked kernel package `kernel`, and what those modules need.
-pub fn select<'a>(kernel: &Files, names: impl IntoIterator<Item = &'a str>) -> Result<Selection, DriverError> {
+pub fn select<'a>(
+    kernel: &Files,
+    names: impl IntoIterator<Item = &'a str>,
+) -> Result<Selection, DriverError> {
     let release = release(kernel)?;
     let base = format!("lib/modules/{release}/");
-    let available: BTreeMap<String, &str> =
-        kernel.below(&base).filter(|path| path.contains(".ko")).map(|path| (modinfo::module_name(path), path)).collect();
-    let builtin =
-        kernel.get(&format!("{base}modules.builtin")).map(|bytes| String::from_utf8_lossy(bytes).into_owned()).unwrap_or_default();
+    let available: BTreeMap<String, &str> = kernel
+        .below(&base)
+        .filter(|path| path.contains(".ko"))
+        .map(|path| (modinfo::module_name(path), path))
+        .collect();
+    let builtin = kernel
+        .get(&format!("{base}modules.builtin"))
+        .map(|bytes| String::from_utf8_lossy(bytes).into_owned())
+        .unwrap_or_default();
     let built_in: BTreeSet<String> = builtin.lines().map(modinfo::module_name).collect();
 
     let (wanted, unknown): (Vec<&str>, Vec<&str>) = names
@@ -149,7 +157,11 @@ pub fn select<'a>(kernel: &Files, names: impl IntoIterator<Item = &'a str>) -> R
                 next.insert(needs.clone());
             }
             // A softdep is a wish: it may be built in, an alias of an algorithm, or not built at all.
-            next.extend(modinfo::softdep_names(&module.info.softdeps).into_iter().filter(|n| available.contains_key(n)));
+            next.extend(
+                modinfo::softdep_names(&module.info.softdeps)
+                    .into_iter()
+                    .filter(|n| available.contains_key(n)),
+            );
             let path = module.path.strip_prefix(&base).unwrap_or(&module.path).to_owned();
             modules.insert(name, Module { path, ..module });
         }
@@ -175,8 +187,11 @@ fn read_all(
 ) -> Result<Vec<(String, Module)>, DriverError> {
     let read = |name: &String| {
         let path = *available.get(name).ok_or_else(|| DriverError::Unknown(vec![name.clone()]))?;
-        let Some(Entry::File(bytes)) = kernel.0.get(path) else { return Err(DriverError::Unknown(vec![name.clone()])) };
-        let info = modinfo::read(bytes).map_err(|source| DriverError::Module { module: name.clone(), source })?;
+        let Some(Entry::File(bytes)) = kernel.0.get(path) else {
+            return Err(DriverError::Unknown(vec![name.clone()]));
+        };
+        let info =
+            modinfo::read(bytes).map_err(|source| DriverError::Module { module: name.clone(), source })?;
         Ok((name.clone(), Module { path: path.to_owned(), bytes: bytes.clone(), info }))
     };
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -185,7 +200,9 @@ fn read_all(
     std::thread::scope(|scope| {
         let workers: Vec<_> = names
             .chunks(share)
-            .map(|names| scope.spawn(move || names.iter().map(|name| read(name)).collect::<Result<Vec<_>, _>>()))
+            .map(|names| {
+                scope.spawn(move || names.iter().map(|name| read(name)).collect::<Result<Vec<_>, _>>())
+            })
             .collect();
         let mut all = Vec::new();
         for worker in workers {
@@ -304,10 +321,8 @@ mod tests {
 
     #[test]
     fn a_renamed_driver_fails_the_build_by_name() {
-        let kernel = Files(BTreeMap::from([(
-            "lib/modules/6.12/kernel/x.ko.xz".to_owned(),
-            Entry::File(Vec::new()),
-        )]));
+        let kernel =
+            Files(BTreeMap::from([("lib/modules/6.12/kernel/x.ko.xz".to_owned(), Entry::File(Vec::new()))]));
         let error = select(&kernel, ["igb", "kvm"]).map(|_| ());
         assert!(matches!(error, Err(DriverError::Unknown(names)) if names == ["igb", "kvm"]));
     }

@@ -11,7 +11,8 @@ use crate::modinfo::{self, ModinfoError};
 use crate::parts::Part;
 
 /// Drivers that a test guest needs: disk, network, entropy, the power button. Each one more is time in a nested boot.
-pub const GUEST_MODULES: &[&str] = &["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "button", "evdev"];
+pub const GUEST_MODULES: &[&str] =
+    &["virtio_pci", "virtio_blk", "virtio_net", "virtio_rng", "button", "evdev"];
 
 /// Why a part could not be laid out.
 #[derive(Debug, thiserror::Error)]
@@ -50,7 +51,8 @@ pub fn ovmf(part: &Part, out: &Path) -> Result<Vec<PathBuf>, FetchError> {
 ///
 /// The modules are unpacked here: in a guest of an emulated server that takes longer than everything else.
 pub fn guest_kernel(part: &Part, out: &Path) -> Result<Vec<PathBuf>, FetchError> {
-    let files = Files::read(&part.deb, |path| path.starts_with("boot/vmlinuz-") || path.starts_with("lib/modules/"))?;
+    let files =
+        Files::read(&part.deb, |path| path.starts_with("boot/vmlinuz-") || path.starts_with("lib/modules/"))?;
     let selection = drivers::select(&files, GUEST_MODULES.iter().copied())?;
     let vmlinuz = files.need(&part.locked.package, &format!("boot/vmlinuz-{}", selection.release))?;
     let mut written = vec![
@@ -60,7 +62,9 @@ pub fn guest_kernel(part: &Part, out: &Path) -> Result<Vec<PathBuf>, FetchError>
     let (mut order, mut listed) = (String::new(), BTreeSet::new());
     for name in selection.modules.keys() {
         for name in selection.needs(name).into_iter().rev().chain([name.as_str()]) {
-            let Some(module) = selection.modules.get(name).filter(|_| listed.insert(name.to_owned())) else { continue };
+            let Some(module) = selection.modules.get(name).filter(|_| listed.insert(name.to_owned())) else {
+                continue;
+            };
             let file = format!("{name}.ko");
             order.push_str(&file);
             order.push('\n');

@@ -120,7 +120,15 @@ mod tests {
             added: &none,
         });
         let paths: Vec<&str> = tree.iter().map(|(path, _)| path).collect();
-        for path in ["init", "bin/keelson-vmm", "sbin/e2fsck", "lib/modules/6/modules.dep", "dev/console", "proc", "state"] {
+        for path in [
+            "init",
+            "bin/keelson-vmm",
+            "sbin/e2fsck",
+            "lib/modules/6/modules.dep",
+            "dev/console",
+            "proc",
+            "state",
+        ] {
             assert!(paths.contains(&path), "{path}");
         }
         let packed = pack(&tree, b"intel", b"amd");

@@ -39,7 +39,9 @@ impl Licences {
     pub fn common() -> Result<Self, LicenceError> {
         let read = |name: &&str| {
             let path = Path::new(COMMON_DIR).join(name);
-            fs::read(&path).map(|text| (format!("common/{name}"), text)).map_err(|source| LicenceError { path, source })
+            fs::read(&path)
+                .map(|text| (format!("common/{name}"), text))
+                .map_err(|source| LicenceError { path, source })
         };
         COMMON.iter().map(read).collect::<Result<_, _>>().map(Self)
     }
@@ -62,7 +64,10 @@ impl Licences {
     }
 
     /// Adds the terms of crates, given as name, version and directory: one document in which a text that many share stands once.
-    pub fn crates<'a>(&mut self, all: impl IntoIterator<Item = (&'a str, &'a str, &'a Path)>) -> Result<(), LicenceError> {
+    pub fn crates<'a>(
+        &mut self,
+        all: impl IntoIterator<Item = (&'a str, &'a str, &'a Path)>,
+    ) -> Result<(), LicenceError> {
         let mut users: BTreeMap<Vec<u8>, Vec<String>> = BTreeMap::new();
         for (name, version, dir) in all {
             for text in terms(dir)? {

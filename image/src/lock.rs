@@ -129,7 +129,8 @@ impl Locked {
 impl Lock {
     /// Reads the file at `path`.
     pub fn read(path: &Path) -> Result<Self, LockError> {
-        let text = fs::read_to_string(path).map_err(|source| LockError::Io { path: path.to_owned(), source })?;
+        let text =
+            fs::read_to_string(path).map_err(|source| LockError::Io { path: path.to_owned(), source })?;
         let lock: Self = toml::from_str(&text)
             .map_err(|source| LockError::Parse { path: path.to_owned(), source: Box::new(source) })?;
         if lock.schema == SCHEMA {
@@ -218,7 +219,10 @@ pub fn changes(old: &[Locked], new: &[Locked]) -> Vec<String> {
             None => lines.push(format!("+ {} {} ({})", part.package, part.version, part.suite)),
             Some(was) if was != part => {
                 lines.push(format!("- {} {} sha256 {}", was.package, was.version, was.sha256));
-                lines.push(format!("+ {} {} sha256 {} ({})", part.package, part.version, part.sha256, part.suite));
+                lines.push(format!(
+                    "+ {} {} sha256 {} ({})",
+                    part.package, part.version, part.sha256, part.suite
+                ));
             }
             Some(_) => {}
         }
@@ -252,7 +256,11 @@ pub(crate) mod tests {
     fn a_written_lock_reads_back() {
         let dir = tempfile::tempdir().expect("tempdir");
         let path = dir.path().join("parts.lock");
-        let lock = Lock { schema: SCHEMA, release: "trixie".into(), parts: vec![locked("a", "1"), locked("b", "2")] };
+        let lock = Lock {
+            schema: SCHEMA,
+            release: "trixie".into(),
+            parts: vec![locked("a", "1"), locked("b", "2")],
+        };
         lock.write(&path).expect("write");
         assert_eq!(Lock::read(&path).expect("read"), lock);
     }

@@ -151,7 +151,8 @@ fn build(wants: Wants, build: Build, store: &Store) -> Result<()> {
     let names: Vec<&str> = initramfs::PROGRAMS.iter().map(|(name, _)| *name).collect();
     let crates = crates::linked(&build.tree, &names)?;
     let mut licences = Licences::common()?;
-    licences.crates(crates.iter().map(|c| (c.entry.name.as_str(), c.entry.version.as_str(), c.dir.as_path())))?;
+    licences
+        .crates(crates.iter().map(|c| (c.entry.name.as_str(), c.entry.version.as_str(), c.dir.as_path())))?;
     let mut linked = vec![crates::c_library(), crates::rust_libraries()];
     linked.extend(crates.into_iter().map(|linked| linked.entry));
     let mut added = BTreeMap::new();
@@ -163,7 +164,8 @@ fn build(wants: Wants, build: Build, store: &Store) -> Result<()> {
     let parts = cache.obtain(&wants, &lock, artefacts::ROLES)?;
     let kept = Some(cache.kept());
     let rule = Rule::parse(DRIVERS)?;
-    let inputs = Inputs { wants, rule, parts, programs, linked, licences, more_words: build.cmdline, added, kept };
+    let inputs =
+        Inputs { wants, rule, parts, programs, linked, licences, more_words: build.cmdline, added, kept };
     let assembly = artefacts::assemble(&inputs)?;
     let files = assembly.write(&build.out)?;
     print!("{}", assembly.sizes.lines());
@@ -207,7 +209,9 @@ fn fetch_one(wants: &Wants, what: What, out: &Path, store: &Store) -> Result<()>
             written.push(fetch::guest_tools(&one(Role::GuestTools)?, out)?);
             written
         }
-        What::Parts => cache.obtain(wants, &lock, artefacts::ROLES)?.into_iter().map(|part| part.deb).collect(),
+        What::Parts => {
+            cache.obtain(wants, &lock, artefacts::ROLES)?.into_iter().map(|part| part.deb).collect()
+        }
     };
     for path in written {
         println!("{}", path.display());

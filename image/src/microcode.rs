@@ -59,7 +59,8 @@ fn family(signature: u32) -> u32 {
 fn updates(mut file: &[u8]) -> Vec<(Key, u32, &[u8])> {
     let mut all = Vec::new();
     while let Some(header) = file.get(..HEADER) {
-        let word = |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
+        let word =
+            |at: usize| header.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_le_bytes);
         if word(0) != 1 {
             break;
         }
@@ -68,7 +69,9 @@ fn updates(mut file: &[u8]) -> Vec<(Key, u32, &[u8])> {
             _ => word(32) as usize,
         };
         // A total below the header would never advance.
-        let Some((update, rest)) = (total >= HEADER).then(|| file.split_at_checked(total)).flatten() else { break };
+        let Some((update, rest)) = (total >= HEADER).then(|| file.split_at_checked(total)).flatten() else {
+            break;
+        };
         all.push((Key { signature: word(12), platforms: word(24) }, word(4), update));
         file = rest;
     }
@@ -82,9 +85,14 @@ mod tests {
 
     fn update(signature: u32, revision: u32, payload: usize) -> Vec<u8> {
         let mut bytes = vec![0; HEADER + payload];
-        for (at, value) in
-            [(0, 1), (4, revision), (12, signature), (24, 1), (28, payload as u32), (32, (HEADER + payload) as u32)]
-        {
+        for (at, value) in [
+            (0, 1),
+            (4, revision),
+            (12, signature),
+            (24, 1),
+            (28, payload as u32),
+            (32, (HEADER + payload) as u32),
+        ] {
             bytes[at..at + 4].copy_from_slice(&u32::to_le_bytes(value));
         }
         bytes

@@ -60,13 +60,19 @@ fn choose(main: Option<String>, security: Option<String>, rows: &str) -> Option<
         rows.lines().filter_map(|row| {
             let mut fields = row.split('|');
             let (address, origin, release) = (fields.next()?, fields.next()?, fields.next()?);
-            let fetchable = ["http://", "https://", "file:", "mirror+", "copy:"].iter().any(|kind| address.starts_with(kind));
+            let fetchable = ["http://", "https://", "file:", "mirror+", "copy:"]
+                .iter()
+                .any(|kind| address.starts_with(kind));
             (origin == "Debian" && fetchable).then_some((address, release))
         })
     };
-    let side_suite = |release: &str| ["-security", "-updates", "-backports"].iter().any(|end| release.contains(end));
-    let found_security = debian().find(|(_, release)| release.ends_with("-security")).map(|(address, _)| address.to_owned());
-    let main = main.or_else(|| debian().find(|(_, release)| !side_suite(release)).map(|(address, _)| address.to_owned()))?;
+    let side_suite =
+        |release: &str| ["-security", "-updates", "-backports"].iter().any(|end| release.contains(end));
+    let found_security =
+        debian().find(|(_, release)| release.ends_with("-security")).map(|(address, _)| address.to_owned());
+    let main = main.or_else(|| {
+        debian().find(|(_, release)| !side_suite(release)).map(|(address, _)| address.to_owned())
+    })?;
     let security = security.or(found_security).or_else(|| beside(&main));
     Some(Mirrors { main, security })
 }

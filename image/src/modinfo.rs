@@ -70,7 +70,9 @@ fn parse(section: &[u8]) -> Modinfo {
         let Some((key, value)) = field.split_once('=') else { continue };
         match key {
             "depends" => {
-                info.depends.extend(value.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")));
+                info.depends.extend(
+                    value.split(',').filter(|name| !name.is_empty()).map(|name| name.replace('-', "_")),
+                );
             }
             "alias" => info.aliases.push(value.to_owned()),
             "softdep" => info.softdeps.push(value.to_owned()),

@@ -57,16 +57,22 @@ fn stanza(text: &str, suite: &str) -> Option<Stanza> {
     out.source = if name.is_empty() { out.package.clone() } else { name.to_owned() };
     let version = rest.trim().trim_start_matches('(').trim_end_matches(')');
     // A rebuild of a binary alone (`+b1`) has no source of its own.
-    let plain = out.version.rsplit_once("+b").filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit())).map(|(v, _)| v);
+    let plain =
+        out.version.rsplit_once("+b").filter(|(_, n)| n.bytes().all(|b| b.is_ascii_digit())).map(|(v, _)| v);
     out.source_version =
         if version.is_empty() { plain.unwrap_or(&out.version).to_owned() } else { version.to_owned() };
-    let whole = !out.version.is_empty() && out.sha256.len() == 64 && out.sha256.bytes().all(|b| b.is_ascii_hexdigit());
+    let whole = !out.version.is_empty()
+        && out.sha256.len() == 64
+        && out.sha256.bytes().all(|b| b.is_ascii_hexdigit());
     whole.then_some(out)
 }
 
 /// The packages that a dependency field names, without alternatives and versions.
 pub fn dependency_names(depends: &str) -> impl Iterator<Item = &str> {
-    depends.split(',').filter_map(|clause| clause.trim().split([' ', '(', '|', ':']).next()).filter(|name| !name.is_empty())
+    depends
+        .split(',')
+        .filter_map(|clause| clause.trim().split([' ', '(', '|', ':']).next())
+        .filter(|name| !name.is_empty())
 }
 
 #[cfg(test)]

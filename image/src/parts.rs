@@ -154,7 +154,9 @@ impl Cache {
     /// Fetches one locked file; nothing when the archive no longer has it.
     fn fetch(&self, archive: &Archive, locked: &Locked) -> Result<Option<Part>, PartsError> {
         let stanzas = archive.stanzas(|name| name == locked.package)?;
-        let Some(stanza) = stanzas.iter().find(|stanza| stanza.version == locked.version) else { return Ok(None) };
+        let Some(stanza) = stanzas.iter().find(|stanza| stanza.version == locked.version) else {
+            return Ok(None);
+        };
         if stanza.sha256 != locked.sha256 {
             return Err(PartsError::Disagree {
                 package: locked.package.clone(),

@@ -98,7 +98,8 @@ fn keep(dir: &Path, path: &Path, taken: &Taken) -> io::Result<()> {
 }
 
 fn take(inputs: &Inputs) -> Result<Taken, BuildError> {
-    let one = |role| inputs.parts.iter().find(|part| part.locked.role == role).ok_or(BuildError::NoPart(role));
+    let one =
+        |role| inputs.parts.iter().find(|part| part.locked.role == role).ok_or(BuildError::NoPart(role));
     let (kernel_part, stub_part, fsck_part) = (one(Role::Kernel)?, one(Role::Stub)?, one(Role::Fsck)?);
 
     // Unpacking the kernel package takes longer than everything else together.
@@ -108,7 +109,9 @@ fn take(inputs: &Inputs) -> Result<Taken, BuildError> {
             .parts
             .iter()
             .filter(|part| part.locked.role != Role::Kernel)
-            .map(|part| Files::read(&part.deb, |path| in_others(part.locked.role, path)).map(|files| (part, files)))
+            .map(|part| {
+                Files::read(&part.deb, |path| in_others(part.locked.role, path)).map(|files| (part, files))
+            })
             .collect();
         (kernel.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), rest)
     });
@@ -131,7 +134,8 @@ fn take(inputs: &Inputs) -> Result<Taken, BuildError> {
     for (part, files) in rest.iter().map(|(part, files)| (*part, files)).chain([(kernel_part, &kernel)]) {
         licences.debian(&part.locked.source, &part.locked.package, files);
     }
-    let licences = licences.compressed().map_err(|source| BuildError::Io { path: "licences".into(), source })?;
+    let licences =
+        licences.compressed().map_err(|source| BuildError::Io { path: "licences".into(), source })?;
 
     let vmlinuz = format!("boot/vmlinuz-{}", drivers.release);
     Ok(Taken {
@@ -158,7 +162,8 @@ fn firmware_of(inputs: &Inputs, drivers: &Selection, packages: &[&Files]) -> Res
 }
 
 fn in_kernel(path: &str) -> bool {
-    ["boot/vmlinuz-", "lib/modules/"].iter().any(|start| path.starts_with(start)) || path.ends_with("/copyright")
+    ["boot/vmlinuz-", "lib/modules/"].iter().any(|start| path.starts_with(start))
+        || path.ends_with("/copyright")
 }
 
 fn in_others(role: Role, path: &str) -> bool {

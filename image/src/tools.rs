@@ -41,7 +41,8 @@ pub enum ToolError {
 pub struct Tool(pub &'static str, pub &'static str);
 
 /// What fetching needs.
-pub const FETCH: &[Tool] = &[Tool("apt-get", "apt"), Tool("apt-config", "apt"), Tool("dpkg", "dpkg"), Tool("dpkg-deb", "dpkg")];
+pub const FETCH: &[Tool] =
+    &[Tool("apt-get", "apt"), Tool("apt-config", "apt"), Tool("dpkg", "dpkg"), Tool("dpkg-deb", "dpkg")];
 /// What a build needs besides what fetching needs.
 pub const BUILD: &[Tool] = &[Tool("mkfs.ext4", "e2fsprogs"), Tool("cargo", "cargo")];
 

@@ -87,8 +87,12 @@ pub fn join(stub: &[u8], sections: &[(&str, &[u8])]) -> Result<Vec<u8>, UkiError
         memory_end = address + bytes.len() as u64;
         initialised += raw;
         let mut entry = [0; ENTRY];
-        put(&mut entry, 0, name.as_bytes()).filter(|()| name.len() <= 8).ok_or_else(|| UkiError::Name((*name).to_owned()))?;
-        for (at, value) in [(8, bytes.len() as u64), (12, address), (16, raw), (20, data), (36, READABLE_DATA.into())] {
+        put(&mut entry, 0, name.as_bytes())
+            .filter(|()| name.len() <= 8)
+            .ok_or_else(|| UkiError::Name((*name).to_owned()))?;
+        for (at, value) in
+            [(8, bytes.len() as u64), (12, address), (16, raw), (20, data), (36, READABLE_DATA.into())]
+        {
             put_u32(&mut entry, at, value)?;
         }
         put(&mut out, table_end + n * ENTRY, &entry).ok_or(UkiError::NotPe("section table"))?;
@@ -96,7 +100,8 @@ pub fn join(stub: &[u8], sections: &[(&str, &[u8])]) -> Result<Vec<u8>, UkiError
         out.extend_from_slice(bytes);
         out.resize((data + raw) as usize, 0);
     }
-    put(&mut out, pe + 6, &((count + sections.len()) as u16).to_le_bytes()).ok_or(UkiError::NotPe("header"))?;
+    put(&mut out, pe + 6, &((count + sections.len()) as u16).to_le_bytes())
+        .ok_or(UkiError::NotPe("header"))?;
     put_u32(&mut out, optional + field::IMAGE_SIZE, memory_end.next_multiple_of(section_alignment))?;
     put_u32(&mut out, optional + field::INITIALISED, initialised)?;
     // Firmware checks it for drivers only; zero means that there is none.
@@ -166,7 +171,8 @@ pub(crate) mod tests {
     #[test]
     fn an_independent_reader_finds_the_sections() {
         let initrd = vec![7; 100_000];
-        let uki = join(&stub(3), &[(".cmdline", b"quiet"), (".initrd", &initrd), (".linux", b"MZkernel")]).expect("join");
+        let uki = join(&stub(3), &[(".cmdline", b"quiet"), (".initrd", &initrd), (".linux", b"MZkernel")])
+            .expect("join");
         let file = object::read::pe::PeFile64::parse(&*uki).expect("PE");
         let find = |name: &str| file.section_by_name(name).and_then(|s| s.data().ok().map(<[u8]>::to_vec));
         assert_eq!(find(".text").expect("text"), vec![0xcc; 512]);

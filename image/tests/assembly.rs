@@ -71,7 +71,9 @@ struct Packages {
 impl Packages {
     fn add(&mut self, role: Role, handle: &str, files: &[(&str, Vec<u8>)]) {
         let root = self.dir.path().join(handle);
-        let control = format!("Package: {handle}\nVersion: 1.0\nArchitecture: amd64\nMaintainer: a test\nDescription: test\n");
+        let control = format!(
+            "Package: {handle}\nVersion: 1.0\nArchitecture: amd64\nMaintainer: a test\nDescription: test\n"
+        );
         let licence = (format!("usr/share/doc/{handle}/copyright"), b"its terms".to_vec());
         let files = files.iter().map(|(path, bytes)| ((*path).to_owned(), bytes.clone()));
         for (path, bytes) in files.chain([("DEBIAN/control".to_owned(), control.into_bytes()), licence]) {
@@ -80,7 +82,11 @@ impl Packages {
             fs::write(path, bytes).expect("write");
         }
         let deb = self.dir.path().join(format!("{handle}.deb"));
-        let done = Command::new("dpkg-deb").args(["--root-owner-group", "-Zxz", "-z1", "-b"]).arg(&root).arg(&deb).output();
+        let done = Command::new("dpkg-deb")
+            .args(["--root-owner-group", "-Zxz", "-z1", "-b"])
+            .arg(&root)
+            .arg(&deb)
+            .output();
         assert!(done.expect("dpkg-deb").status.success());
         let locked = Locked {
             role,
@@ -117,13 +123,20 @@ fn small() -> (Packages, Inputs) {
     );
     packages.add(Role::Stub, "systemd-boot-efi", &[("usr/lib/systemd/boot/efi/linuxx64.efi.stub", stub())]);
     packages.add(Role::Fsck, "e2fsck-static", &[("sbin/e2fsck.static", b"fsck".to_vec())]);
-    packages.add(Role::Microcode, "amd64-microcode", &[("usr/lib/firmware/amd-ucode/microcode_amd.bin", b"amd".to_vec())]);
+    packages.add(
+        Role::Microcode,
+        "amd64-microcode",
+        &[("usr/lib/firmware/amd-ucode/microcode_amd.bin", b"amd".to_vec())],
+    );
     packages.add(Role::Firmware, "firmware-misc-nonfree", &[("usr/lib/firmware/nic/fw.bin", vec![9; 9000])]);
     let inputs = Inputs {
         wants: Wants::parse(PARTS).expect("parts.toml"),
         rule: Rule::parse(RULE).expect("rule"),
         parts: packages.parts.clone(),
-        programs: PROGRAMS.iter().map(|(name, _)| (*name, format!("the program {name}").into_bytes())).collect(),
+        programs: PROGRAMS
+            .iter()
+            .map(|(name, _)| (*name, format!("the program {name}").into_bytes()))
+            .collect(),
         linked: Vec::new(),
         licences: Licences::default(),
         more_words: "keelson.log=debug".into(),
@@ -176,8 +189,14 @@ fn everything_is_in_its_place() {
     let dep = text(&format!("{modules}/modules.dep"));
     assert_eq!(dep, "kernel/drivers/nic.ko.xz: kernel/lib/phy-lib.ko.xz\nkernel/lib/phy-lib.ko.xz:\n");
     assert_eq!(text(&format!("{modules}/modules.alias")), "alias pci:v1* nic\n");
-    assert!(files[&format!("{modules}/kernel/drivers/nic.ko.xz")].starts_with(b"\xfd7zXZ"), "drivers stay compressed");
-    assert!(!files.contains_key(&format!("{modules}/kernel/sound/noise.ko.xz")), "what the rule does not name is out");
+    assert!(
+        files[&format!("{modules}/kernel/drivers/nic.ko.xz")].starts_with(b"\xfd7zXZ"),
+        "drivers stay compressed"
+    );
+    assert!(
+        !files.contains_key(&format!("{modules}/kernel/sound/noise.ko.xz")),
+        "what the rule does not name is out"
+    );
     assert!(files.contains_key("lib/firmware/nic/fw.bin.xz"));
     assert!(files.contains_key("usr/share/keelson/licences/debian/e2fsck-static.xz"));
 
@@ -235,7 +254,14 @@ fn a_build_from_what_was_kept_is_the_same_and_damage_is_noticed() {
 
 fn sums(dir: &Path) -> BTreeMap<String, String> {
     let entries = fs::read_dir(dir).expect("directory").map(|entry| entry.expect("entry").path());
-    entries.map(|path| (path.file_name().expect("name").to_string_lossy().into_owned(), digest::of_file(&path).expect("sum"))).collect()
+    entries
+        .map(|path| {
+            (
+                path.file_name().expect("name").to_string_lossy().into_owned(),
+                digest::of_file(&path).expect("sum"),
+            )
+        })
+        .collect()
 }
 
 #[test]
@@ -244,7 +270,8 @@ fn the_manifest_beside_the_image_names_the_files() {
     let out = packages.dir.path().join("out");
     let artefacts = artefacts::assemble(&inputs).expect("assemble").write(&out).expect("write");
     let beside: Manifest =
-        serde_json::from_slice(&fs::read(out.join("keelson.manifest.json")).expect("read")).expect("manifest");
+        serde_json::from_slice(&fs::read(out.join("keelson.manifest.json")).expect("read"))
+            .expect("manifest");
     assert_eq!(beside.artefacts, artefacts);
     let image = beside.artefacts.iter().find(|artefact| artefact.name == "keelson.img").expect("image");
     assert_eq!(image.sha256, digest::of_file(&out.join("keelson.img")).expect("digest"));
@@ -255,9 +282,13 @@ fn programs_must_be_there_and_static() {
     let dir = tempfile::tempdir().expect("tempdir");
     fs::write(dir.path().join("init"), b"x").expect("write");
     let error = artefacts::programs(dir.path()).map(|_| ());
-    assert!(matches!(error, Err(BuildError::Programs { names, .. }) if names == ["netd", "hostd", "dcui", "keelson-vmm"]));
+    assert!(
+        matches!(error, Err(BuildError::Programs { names, .. }) if names == ["netd", "hostd", "dcui", "keelson-vmm"])
+    );
     // A test program is static as all of this workspace; the shell of the build machine is not.
-    for (program, static_one) in [(std::env::current_exe().expect("path"), true), (PathBuf::from("/bin/sh"), false)] {
+    for (program, static_one) in
+        [(std::env::current_exe().expect("path"), true), (PathBuf::from("/bin/sh"), false)]
+    {
         for (name, _) in PROGRAMS {
             fs::copy(&program, dir.path().join(name)).expect("copy");
         }
@@ -272,8 +303,12 @@ fn programs_must_be_there_and_static() {
 fn the_example_of_host_words_says_nothing_and_every_word_in_it_is_known() {
     let (words, errors) = keelson_init_control::parse_file(EXAMPLE);
     assert_eq!((words, errors), Default::default());
-    let uncommented: String =
-        EXAMPLE.lines().filter_map(|line| line.strip_prefix('#')).filter(|l| !l.starts_with(' ')).map(|l| format!("{l}\n")).collect();
+    let uncommented: String = EXAMPLE
+        .lines()
+        .filter_map(|line| line.strip_prefix('#'))
+        .filter(|l| !l.starts_with(' '))
+        .map(|l| format!("{l}\n"))
+        .collect();
     assert!(uncommented.lines().count() >= 8);
     let (_, errors) = keelson_init_control::parse_file(&uncommented);
     assert_eq!(errors, []);
@@ -285,7 +320,8 @@ fn the_real_parts_fit_and_assemble_twice_to_the_same_bytes() {
     let lock = Lock::read(Path::new("parts.lock")).expect("parts.lock");
     let wants = Wants::parse(PARTS).expect("parts.toml");
     let Some(cache) = warm_cache(&lock) else {
-        let required = std::env::var("KEELSON_REQUIRE").is_ok_and(|all| all.split(',').any(|one| one == "lab"));
+        let required =
+            std::env::var("KEELSON_REQUIRE").is_ok_and(|all| all.split(',').any(|one| one == "lab"));
         assert!(!required, "the cache lacks parts; `keelson-image fetch parts` gets them");
         eprintln!("skipped: the cache lacks parts; `keelson-image fetch parts` gets them");
         return;
@@ -307,7 +343,19 @@ fn the_real_parts_fit_and_assemble_twice_to_the_same_bytes() {
     assert!(one.uki.len() as u64 <= sizes::LIMIT);
     assert_eq!(section(&one.uki, ".linux"), one.kernel);
     let files = unpack(&one.initramfs);
-    for name in ["kvm", "kvm-amd", "kvm-intel", "nfsv4", "igb", "nvme", "bonding", "8021q", "ipmi_si", "ext4", "usb-storage"] {
+    for name in [
+        "kvm",
+        "kvm-amd",
+        "kvm-intel",
+        "nfsv4",
+        "igb",
+        "nvme",
+        "bonding",
+        "8021q",
+        "ipmi_si",
+        "ext4",
+        "usb-storage",
+    ] {
         assert!(files.keys().any(|path| path.ends_with(&format!("/{name}.ko.xz"))), "{name}");
     }
     assert!(files.contains_key("lib/firmware/tigon/tg3.bin.xz"));
@@ -317,7 +365,9 @@ fn the_real_parts_fit_and_assemble_twice_to_the_same_bytes() {
 fn warm_cache(lock: &Lock) -> Option<Cache> {
     let home = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache"));
     let base = || std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from).or_else(home);
-    let dir = std::env::var_os("KEELSON_CACHE").map(PathBuf::from).or_else(|| base().map(|base| base.join("keelson")))?;
+    let dir = std::env::var_os("KEELSON_CACHE")
+        .map(PathBuf::from)
+        .or_else(|| base().map(|base| base.join("keelson")))?;
     let needed = lock.parts.iter().filter(|part| ROLES.contains(&part.role));
     let there = needed.into_iter().all(|part| dir.join("debs").join(format!("{}.deb", part.sha256)).exists());
     there.then(|| Cache::open(&dir).expect("cache"))

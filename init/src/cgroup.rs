@@ -137,7 +137,9 @@ fn sweep() {
             continue;
         }
         let age = entry.metadata().and_then(|m| m.modified()).ok().and_then(|at| at.elapsed().ok());
-        let locked = File::open(entry.path()).ok().and_then(|dir| Flock::lock(dir, FlockArg::LockExclusiveNonblock).ok());
+        let locked = File::open(entry.path())
+            .ok()
+            .and_then(|dir| Flock::lock(dir, FlockArg::LockExclusiveNonblock).ok());
         if locked.is_some() && age.is_some_and(|age| age.as_secs() >= 60) {
             remove_below(&entry.path());
             let _ = fs::remove_dir(entry.path());

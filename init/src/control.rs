@@ -135,7 +135,9 @@ fn answer(host: &Arc<Host>, request: Request, fds: Vec<OwnedFd>) -> Result<(Answ
             power::begin(host, action, deadline(guest_deadline_ms));
             Answer::Done
         }
-        Request::Watch => return Err(Refusal::Failed { what: "watching".into(), why: "it is a stream".into() }),
+        Request::Watch => {
+            return Err(Refusal::Failed { what: "watching".into(), why: "it is a stream".into() });
+        }
     };
     Ok((answer, given))
 }
@@ -146,7 +148,10 @@ fn deadline(ms: u64) -> Duration {
 
 fn watch(host: &Arc<Host>) -> Outcome {
     let Some(events) = host.watch() else {
-        return Served::Refused(Refusal::Failed { what: "watching".into(), why: "too many watch already".into() });
+        return Served::Refused(Refusal::Failed {
+            what: "watching".into(),
+            why: "too many watch already".into(),
+        });
     };
     let run = move |stream: Stream<Event>| {
         let _ = stream.set_timeout(Some(SLOW_WATCHER));
@@ -173,7 +178,13 @@ mod tests {
     fn hostd_runs_machines_but_cannot_take_daemons_away() {
         let vm = UnitId::Vm(uuid::Uuid::nil());
         let stop = |unit| Request::Stop { unit, deadline_ms: 1 };
-        for request in [stop(vm), Request::Kill { unit: vm }, Request::Restart { unit: UnitId::Netd }, Request::Kill { unit: UnitId::Netd }, Request::Boot] {
+        for request in [
+            stop(vm),
+            Request::Kill { unit: vm },
+            Request::Restart { unit: UnitId::Netd },
+            Request::Kill { unit: UnitId::Netd },
+            Request::Boot,
+        ] {
             assert!(permitted(HOSTD_UID, &request), "{request:?}");
             assert!(permitted(0, &request));
             assert!(!permitted(1000, &request));

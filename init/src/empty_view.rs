@@ -31,7 +31,12 @@ pub(crate) fn within(spawn: impl FnOnce() -> Result<i32, Errno> + Send) -> Resul
 
 fn enter() -> Result<(), Errno> {
     let none: Option<&str> = None;
-    unshare(CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWIPC | CloneFlags::CLONE_NEWUTS)?;
+    unshare(
+        CloneFlags::CLONE_NEWNS
+            | CloneFlags::CLONE_NEWNET
+            | CloneFlags::CLONE_NEWIPC
+            | CloneFlags::CLONE_NEWUTS,
+    )?;
     match mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none) {
         // The root of a light host may be a plain directory (chroot); its mounts are private to the lab's namespace then.
         Ok(()) | Err(Errno::EINVAL) => {}

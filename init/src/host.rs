@@ -5,7 +5,9 @@ use std::sync::mpsc::Receiver;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use keelson_init_control::{Boot, Event, Exit, PowerAction, Problem, Refusal, Step, UnitId, UnitStatus, VmLimits};
+use keelson_init_control::{
+    Boot, Event, Exit, PowerAction, Problem, Refusal, Step, UnitId, UnitStatus, VmLimits,
+};
 use nix::sys::eventfd::EventFd;
 use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
@@ -55,7 +57,9 @@ pub(crate) struct Host {
 impl Host {
     /// A host without units.
     pub(crate) fn new(light: bool, groups: Groups, open_ports: bool, boot: Boot) -> std::io::Result<Self> {
-        let wake = EventFd::from_flags(nix::sys::eventfd::EfdFlags::EFD_NONBLOCK | nix::sys::eventfd::EfdFlags::EFD_CLOEXEC)?;
+        let wake = EventFd::from_flags(
+            nix::sys::eventfd::EfdFlags::EFD_NONBLOCK | nix::sys::eventfd::EfdFlags::EFD_CLOEXEC,
+        )?;
         let core = Mutex::new(Core { boot, ..Core::default() });
         Ok(Self { light, groups, open_ports, core, changed: Condvar::new(), wake })
     }
@@ -249,7 +253,9 @@ fn describe(state: keelson_init_control::UnitState) -> String {
     match state {
         keelson_init_control::UnitState::Running => "running".into(),
         keelson_init_control::UnitState::Stopping => "stopping".into(),
-        keelson_init_control::UnitState::Backoff { restart_in_ms } => format!("to be started again in {restart_in_ms} ms"),
+        keelson_init_control::UnitState::Backoff { restart_in_ms } => {
+            format!("to be started again in {restart_in_ms} ms")
+        }
         keelson_init_control::UnitState::Ended => "ended".into(),
     }
 }

@@ -16,7 +16,10 @@ pub(crate) fn set(name: &str) -> Result<(), Refusal> {
     if name.len() > LONGEST {
         return Err(bad(format!("it has {} characters; the kernel takes {LONGEST}", name.len())));
     }
-    let failed = |e: nix::errno::Errno| Refusal::Failed { what: format!("setting the host name {name}"), why: e.desc().into() };
+    let failed = |e: nix::errno::Errno| Refusal::Failed {
+        what: format!("setting the host name {name}"),
+        why: e.desc().into(),
+    };
     nix::unistd::sethostname(name).map_err(failed)
 }
 

@@ -35,7 +35,10 @@ mod tests {
     #[test]
     fn a_record_is_read_and_a_programs_own_is_not() {
         let record = parse("4,812,1234567,-;ata1: link is slow\n SUBSYSTEM=scsi\n").unwrap();
-        assert_eq!(record, Record { priority: 4, at: Duration::from_micros(1_234_567), text: "ata1: link is slow" });
+        assert_eq!(
+            record,
+            Record { priority: 4, at: Duration::from_micros(1_234_567), text: "ata1: link is slow" }
+        );
         assert_eq!(parse("12,813,1,-;init: hello"), None);
     }
 

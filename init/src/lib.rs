@@ -40,7 +40,8 @@ use std::process::ExitCode;
 
 /// The program: `init` as PID 1 of a server, `init --light WORD…` as PID 1 of a PID namespace.
 pub fn run() -> ExitCode {
-    let arguments: Vec<String> = std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
+    let arguments: Vec<String> =
+        std::env::args_os().skip(1).map(|a| a.to_string_lossy().into_owned()).collect();
     let first = arguments.first().map(String::as_str);
     match first {
         Some("--version") => {
@@ -57,7 +58,9 @@ pub fn run() -> ExitCode {
         // The kernel hands on what of its command line it does not know.
         _ if std::process::id() == 1 => server::run(),
         _ => {
-            eprintln!("init is the first process of a Keelson host. On another machine: `init --light WORD...` as the first process of a PID namespace.");
+            eprintln!(
+                "init is the first process of a Keelson host. On another machine: `init --light WORD...` as the first process of a PID namespace."
+            );
             ExitCode::from(2)
         }
     }

@@ -20,7 +20,10 @@ const CONF: &str = "/esp/keelson.conf";
 pub(crate) fn run(words: &[String]) -> ExitCode {
     // In the machine's own namespaces the mounts and the final kill would hit the machine.
     if std::process::id() != 1 {
-        eprintln!("init --light must be the first process of a PID namespace of its own; this is process {}", std::process::id());
+        eprintln!(
+            "init --light must be the first process of a PID namespace of its own; this is process {}",
+            std::process::id()
+        );
         return ExitCode::from(2);
     }
     clock::start_here();
@@ -53,7 +56,8 @@ fn begin(words: &[String]) -> std::io::Result<ExitCode> {
         log::warn!("{error}");
     }
     let open_ports = settings::open_low_ports();
-    let consoles: Vec<Tty> = [Tty::Tty1, Tty::TtyS0].into_iter().filter(|tty| Path::new(tty.device()).exists()).collect();
+    let consoles: Vec<Tty> =
+        [Tty::Tty1, Tty::TtyS0].into_iter().filter(|tty| Path::new(tty.device()).exists()).collect();
     let groups = Groups::prepare(Some(boot_id.get(..8).unwrap_or(&boot_id)));
     let boot = Boot {
         version: env!("CARGO_PKG_VERSION").into(),
@@ -85,7 +89,9 @@ fn begin(words: &[String]) -> std::io::Result<ExitCode> {
 /// A directory /state in the root directory persists as long as that does; without one the host runs from RAM.
 fn state(host: &Host) -> std::io::Result<()> {
     if Path::new("/state").is_dir() {
-        let size = nix::sys::statvfs::statvfs("/state").map(|v| v.blocks().saturating_mul(v.fragment_size())).unwrap_or(0);
+        let size = nix::sys::statvfs::statvfs("/state")
+            .map(|v| v.blocks().saturating_mul(v.fragment_size()))
+            .unwrap_or(0);
         host.lock().boot.state = Some(StateVolume { device: "/state".into(), bytes: size, grown: false });
     } else {
         host.problem(

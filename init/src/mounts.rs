@@ -18,7 +18,8 @@ const PROC: Wanted = ("proc", "/proc", DATA, "");
 const SYS: Wanted = ("sysfs", "/sys", DATA, "");
 const RUN: Wanted = ("tmpfs", "/run", DATA, "mode=0755,size=64m");
 const CGROUP: Wanted = ("cgroup2", "/sys/fs/cgroup", DATA, "");
-const PTS: Wanted = ("devpts", "/dev/pts", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), "ptmxmode=0666,mode=0620");
+const PTS: Wanted =
+    ("devpts", "/dev/pts", MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC), "ptmxmode=0666,mode=0620");
 
 fn try_mount((kind, at, flags, options): Wanted) -> Result<(), Errno> {
     let _ = fs::create_dir_all(at);
@@ -47,10 +48,8 @@ pub(crate) fn server() -> Failed {
     let shm: Wanted = ("tmpfs", "/dev/shm", DATA, "mode=1777");
     all(&[shm], &mut failed);
     // Not every machine has them.
-    for optional in [
-        ("pstore", "/sys/fs/pstore", DATA, ""),
-        ("securityfs", "/sys/kernel/security", DATA, ""),
-    ] {
+    for optional in [("pstore", "/sys/fs/pstore", DATA, ""), ("securityfs", "/sys/kernel/security", DATA, "")]
+    {
         if Path::new(optional.1).is_dir() {
             let _ = try_mount(optional);
         }
@@ -128,8 +127,12 @@ fn is_mounted(path: &str) -> bool {
 }
 
 fn link_descriptors() {
-    for (target, link) in [("/proc/self/fd", "/dev/fd"), ("fd/0", "/dev/stdin"), ("fd/1", "/dev/stdout"), ("fd/2", "/dev/stderr")]
-    {
+    for (target, link) in [
+        ("/proc/self/fd", "/dev/fd"),
+        ("fd/0", "/dev/stdin"),
+        ("fd/1", "/dev/stdout"),
+        ("fd/2", "/dev/stderr"),
+    ] {
         let _ = std::os::unix::fs::symlink(target, link);
     }
 }

@@ -38,7 +38,8 @@ pub(crate) fn begin(host: &Arc<Host>, action: PowerAction, guests: Duration) {
     let word = if action == PowerAction::Reboot { "restarts" } else { "shuts down" };
     log::warn!("the host {word}");
     let shared = Arc::clone(host);
-    let thread = std::thread::Builder::new().name("power".into()).spawn(move || go_down(&shared, action, guests));
+    let thread =
+        std::thread::Builder::new().name("power".into()).spawn(move || go_down(&shared, action, guests));
     if let Err(e) = thread {
         // Without a thread it is done here: late answers are better than a host that stays up.
         log::error!("no thread to go down in ({e}); going down without one");

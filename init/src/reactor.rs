@@ -17,7 +17,8 @@ use crate::host::Host;
 use crate::power::{self, GUEST_DEADLINE};
 
 /// The signals that init answers; all threads have them blocked.
-const ANSWERED: [Signal; 5] = [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR, Signal::SIGUSR1];
+const ANSWERED: [Signal; 5] =
+    [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR, Signal::SIGUSR1];
 
 /// Blocks the signals for this thread and those that it will start, and opens the descriptor that they come through.
 pub(crate) fn signals() -> Result<SignalFd, Errno> {
@@ -35,8 +36,10 @@ pub(crate) fn run(host: &Arc<Host>, signals: &SignalFd) {
         reap(host);
         let next = host.tick();
         let wait = next.map_or(PollTimeout::NONE, |at| timeout(at.saturating_sub(clock::now())));
-        let mut fds =
-            [PollFd::new(signals.as_fd(), PollFlags::POLLIN), PollFd::new(host.wake().as_fd(), PollFlags::POLLIN)];
+        let mut fds = [
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(host.wake().as_fd(), PollFlags::POLLIN),
+        ];
         if let Err(e) = poll(&mut fds, wait)
             && e != Errno::EINTR
         {
@@ -61,7 +64,9 @@ fn answer(host: &Arc<Host>, signal: Signal) {
     match signal {
         // Ctrl-Alt-Del on a server. On a light host both mean the same: end.
         Signal::SIGINT if !host.light => power::begin(host, PowerAction::Reboot, GUEST_DEADLINE),
-        Signal::SIGINT | Signal::SIGTERM | Signal::SIGPWR => power::begin(host, PowerAction::PowerOff, GUEST_DEADLINE),
+        Signal::SIGINT | Signal::SIGTERM | Signal::SIGPWR => {
+            power::begin(host, PowerAction::PowerOff, GUEST_DEADLINE)
+        }
         _ => {}
     }
 }
@@ -71,7 +76,9 @@ fn reap(host: &Host) {
     loop {
         match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::WNOHANG | WaitPidFlag::__WALL)) {
             Ok(WaitStatus::Exited(pid, code)) => host.reaped(pid.as_raw(), Exit::Code(code)),
-            Ok(WaitStatus::Signaled(pid, signal, _)) => host.reaped(pid.as_raw(), Exit::Signal(signal as i32)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                host.reaped(pid.as_raw(), Exit::Signal(signal as i32))
+            }
             Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return,
             Ok(_) | Err(Errno::EINTR) => {}
             Err(e) => {

@@ -28,7 +28,8 @@ impl Ring {
 
     /// Appends a line; what is longer than [`LINE_MAX`] is cut, and control characters become spaces.
     pub(crate) fn push(&mut self, time_ms: u64, source: &str, priority: u8, text: &str) {
-        let mut text: String = text.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
+        let mut text: String =
+            text.chars().map(|c| if c.is_control() && c != '\t' { ' ' } else { c }).collect();
         let mut end = text.len().min(LINE_MAX);
         while !text.is_char_boundary(end) {
             end -= 1;

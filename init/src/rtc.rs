@@ -25,13 +25,22 @@ pub(crate) fn set_if_wrong() -> bool {
 
 /// Seconds since the Unix epoch of the hardware clock's fields, which are UTC.
 fn epoch_seconds([s, mi, h, d, mo, y]: [i32; 6]) -> Option<u64> {
-    let valid = (0..60).contains(&mi) && (0..=60).contains(&s) && (0..24).contains(&h) && (1..=31).contains(&d) && (0..12).contains(&mo);
+    let valid = (0..60).contains(&mi)
+        && (0..=60).contains(&s)
+        && (0..24).contains(&h)
+        && (1..=31).contains(&d)
+        && (0..12).contains(&mo);
     if !valid || !(70..1000).contains(&y) {
         return None;
     }
     // Days since 1970-03-01 in years that begin in March, so that the leap day is the last (proleptic Gregorian).
-    let (year, month) = if mo < 2 { (i64::from(y) + 1899, i64::from(mo) + 10) } else { (i64::from(y) + 1900, i64::from(mo) - 2) };
-    let days = year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + i64::from(d) - 1 - 719_468;
+    let (year, month) = if mo < 2 {
+        (i64::from(y) + 1899, i64::from(mo) + 10)
+    } else {
+        (i64::from(y) + 1900, i64::from(mo) - 2)
+    };
+    let days =
+        year * 365 + year / 4 - year / 100 + year / 400 + (month * 153 + 2) / 5 + i64::from(d) - 1 - 719_468;
     u64::try_from(days * 86_400 + i64::from(h) * 3600 + i64::from(mi) * 60 + i64::from(s)).ok()
 }
 

@@ -48,14 +48,22 @@ fn begin() -> std::io::Result<()> {
     rescue::guard(&host, &signals);
     host.lock().boot.timeline.push(keelson_init_control::Step { name: "kernel".into(), at_ms: kernel_took });
     for (what, e) in failed {
-        host.problem("mount-failed", format!("{what} could not be mounted: {}.", e.desc()), "Report this: the image does not fit its kernel.");
+        host.problem(
+            "mount-failed",
+            format!("{what} could not be mounted: {}.", e.desc()),
+            "Report this: the image does not fit its kernel.",
+        );
     }
     if let Err(e) = mounts::run_directories() {
         log::error!("/run/keelson could not be made: {e}");
     }
     host.step("mounts");
     if let Err(e) = control::serve(&host) {
-        host.problem("control-failed", format!("The control socket could not be opened: {e}."), "Restart the host.");
+        host.problem(
+            "control-failed",
+            format!("The control socket could not be opened: {e}."),
+            "Restart the host.",
+        );
     }
     if !rtc::set_if_wrong() {
         host.problem(
@@ -103,7 +111,10 @@ fn consoles() -> Vec<File> {
     let active = fs::read_to_string("/sys/class/tty/console/active").unwrap_or_default();
     let names = active.split_whitespace().map(str::to_owned);
     let open = |name: String| {
-        File::options().write(true).custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK).open(Path::new("/dev").join(name))
+        File::options()
+            .write(true)
+            .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+            .open(Path::new("/dev").join(name))
     };
     names.filter_map(|name| open(name).ok()).collect()
 }
@@ -115,7 +126,11 @@ fn words(host: &Host, cmdline: &str) {
         Found::Nothing => None,
         Found::Text(text) => Some(text),
         Found::Unreadable(why) => {
-            host.problem("words-unreadable", format!("The host's words could not be read: {why}."), "Check the EFI system partition.");
+            host.problem(
+                "words-unreadable",
+                format!("The host's words could not be read: {why}."),
+                "Check the EFI system partition.",
+            );
             None
         }
     };
@@ -140,7 +155,9 @@ fn machines(host: &Host, drivers: &Drivers) {
     }
     let failed = drivers.failures();
     // A driver that finds its processor feature missing says "not supported"; that is no failure of the driver.
-    let broken = |(module, e): &&(String, Errno)| module.starts_with("kvm") && !matches!(e, Errno::EOPNOTSUPP | Errno::ENODEV);
+    let broken = |(module, e): &&(String, Errno)| {
+        module.starts_with("kvm") && !matches!(e, Errno::EOPNOTSUPP | Errno::ENODEV)
+    };
     let why = failed.iter().find(broken).map(|(module, e)| format!("{module}: {}", e.desc()));
     let why = why.unwrap_or_else(|| "its processor offers neither AMD-V (SVM) nor Intel VT-x (VMX)".into());
     host.problem(

@@ -10,7 +10,11 @@ const SETTINGS: [(&str, &str, &str); 13] = [
     ("kernel/unprivileged_bpf_disabled", "1", "nothing here needs it"),
     ("kernel/yama/ptrace_scope", "2", "no unit may read another's memory"),
     ("kernel/sysrq", "0", "a keyboard, or a break on the serial line, must not reach past the login"),
-    ("user/max_user_namespaces", "0", "nothing here needs them, and they widen what a guest's process can reach in the kernel"),
+    (
+        "user/max_user_namespaces",
+        "0",
+        "nothing here needs them, and they widen what a guest's process can reach in the kernel",
+    ),
     ("vm/unprivileged_userfaultfd", "0", "VMMs get theirs from hostd"),
     ("vm/max_map_count", "262144", "one VM has a mapping per memory slot and ring"),
     ("fs/protected_symlinks", "1", "state is written by more than one user"),

@@ -80,7 +80,8 @@ pub(crate) fn daemon(id: UnitId, group: Option<&Group>, host: &Host) -> Result<i
     let null = open_null()?;
     let tty = recipe.tty.map(open_terminal).transpose()?;
     let (log, errors) = log_pipe()?;
-    let mut environment = vec![text("PATH=/bin:/sbin")?, text("HOME=/")?, text(&format!("KEELSON_UNIT={id}"))?];
+    let mut environment =
+        vec![text("PATH=/bin:/sbin")?, text("HOME=/")?, text(&format!("KEELSON_UNIT={id}"))?];
     if let Some(tty) = recipe.tty {
         environment.push(text(if tty == Tty::Tty1 { "TERM=linux" } else { "TERM=vt220" })?);
     }
@@ -133,7 +134,8 @@ pub(crate) fn errno(e: std::io::Error) -> Errno {
 /// Opens a console line without waiting for a modem's carrier, and without becoming its owner.
 fn open_terminal(tty: Tty) -> Result<OwnedFd, Errno> {
     let flags = libc::O_NOCTTY | libc::O_NONBLOCK;
-    let line = File::options().read(true).write(true).custom_flags(flags).open(tty.device()).map_err(errno)?;
+    let line =
+        File::options().read(true).write(true).custom_flags(flags).open(tty.device()).map_err(errno)?;
     if let Ok(mut settings) = nix::sys::termios::tcgetattr(&line) {
         settings.control_flags |= nix::sys::termios::ControlFlags::CLOCAL;
         let _ = nix::sys::termios::tcsetattr(&line, nix::sys::termios::SetArg::TCSANOW, &settings);

@@ -39,7 +39,10 @@ impl Store {
     pub(crate) fn fetch(&self, unit: UnitId, name: &str) -> Result<OwnedFd, Refusal> {
         let fd = self.0.get(&unit).and_then(|of_unit| of_unit.get(name));
         let fd = fd.ok_or_else(|| Refusal::NoSuchDescriptor { unit, name: name.into() })?;
-        fd.try_clone().map_err(|e| Refusal::Failed { what: format!("copying descriptor {name} of {unit}"), why: e.to_string() })
+        fd.try_clone().map_err(|e| Refusal::Failed {
+            what: format!("copying descriptor {name} of {unit}"),
+            why: e.to_string(),
+        })
     }
 
     /// Gives one up.
@@ -56,14 +59,16 @@ impl Store {
 
     /// All of them.
     pub(crate) fn list(&self) -> Vec<Kept> {
-        let all = self.0.iter().flat_map(|(unit, of_unit)| of_unit.iter().map(|(name, fd)| (*unit, name, fd)));
+        let all =
+            self.0.iter().flat_map(|(unit, of_unit)| of_unit.iter().map(|(name, fd)| (*unit, name, fd)));
         all.map(|(unit, name, fd)| Kept { unit, name: name.clone(), bytes: held(fd) }).collect()
     }
 }
 
 /// What a descriptor holds of memory or disk: its allocated blocks.
 fn held(fd: &OwnedFd) -> u64 {
-    let blocks = nix::sys::stat::fstat(fd).map(|stat| u64::try_from(stat.st_blocks).unwrap_or(0)).unwrap_or(0);
+    let blocks =
+        nix::sys::stat::fstat(fd).map(|stat| u64::try_from(stat.st_blocks).unwrap_or(0)).unwrap_or(0);
     blocks.saturating_mul(512)
 }
 

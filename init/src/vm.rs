@@ -74,7 +74,10 @@ impl Host {
         limits: VmLimits,
     ) -> Result<(), Refusal> {
         check(&fds, names, keep)?;
-        let failed = |what: &str, e: &dyn std::fmt::Display| Refusal::Failed { what: format!("{what} of {id}"), why: e.to_string() };
+        let failed = |what: &str, e: &dyn std::fmt::Display| Refusal::Failed {
+            what: format!("{what} of {id}"),
+            why: e.to_string(),
+        };
         let mut core = self.lock();
         if core.powering.is_some() {
             return Err(Refusal::GoingDown);
@@ -82,8 +85,11 @@ impl Host {
         if core.units.get(&id).is_some_and(|entry| !entry.unit.ended()) {
             return Err(Refusal::Running(id));
         }
-        let taken: BTreeSet<u32> = core.units.values().filter_map(|e| e.vm.as_ref()).map(|vm| vm.uid).collect();
-        let uid = (VM_UID_BASE..).find(|uid| !taken.contains(uid)).ok_or_else(|| failed("a user id", &"all are taken"))?;
+        let taken: BTreeSet<u32> =
+            core.units.values().filter_map(|e| e.vm.as_ref()).map(|vm| vm.uid).collect();
+        let uid = (VM_UID_BASE..)
+            .find(|uid| !taken.contains(uid))
+            .ok_or_else(|| failed("a user id", &"all are taken"))?;
         let UnitId::Vm(uuid) = id else {
             return Err(Refusal::NotForThisUnit { unit: id, why: "it is no virtual machine".into() });
         };
@@ -147,7 +153,10 @@ fn spawn(id: UnitId, uid: u32, fds: &[(&str, OwnedFd)], entry: &Entry) -> Result
     let plan = Plan {
         program: Program::Open(program.as_fd()),
         arguments: vec![text("keelson-vmm")?, text("unit")?],
-        environment: vec![text(&format!("KEELSON_UNIT={id}"))?, text(&format!("KEELSON_FDS={}", listed.join(",")))?],
+        environment: vec![
+            text(&format!("KEELSON_UNIT={id}"))?,
+            text(&format!("KEELSON_FDS={}", listed.join(",")))?,
+        ],
         stdin: null.as_fd(),
         stdout: errors.as_fd(),
         stderr: errors.as_fd(),

@@ -22,7 +22,12 @@ fn script(text: &str) -> std::fs::File {
     file
 }
 
-fn start_vm(client: &mut keelson_init_control::Client, id: uuid::Uuid, text: &str, keep: &[&str]) -> Result<(), Error> {
+fn start_vm(
+    client: &mut keelson_init_control::Client,
+    id: uuid::Uuid,
+    text: &str,
+    keep: &[&str],
+) -> Result<(), Error> {
     let file = script(text);
     let keep = keep.iter().map(|s| (*s).to_owned()).collect();
     let request = Request::StartVm { id, fds: vec!["script".into()], keep, limits: VmLimits::default() };
@@ -53,12 +58,19 @@ fn it_starts_its_daemons_with_their_rights_and_tells_how_it_went() {
     }
     eprintln!("netd and hostd of a light host run {} ms after its start", began.elapsed().as_millis());
     let netd = host.wait_log("netd", "report");
-    assert!(netd.contains("uid=0 ") && netd.contains("caps=0000000000003401 bound=0000000000003401 nnp=1"), "{netd}");
+    assert!(
+        netd.contains("uid=0 ") && netd.contains("caps=0000000000003401 bound=0000000000003401 nnp=1"),
+        "{netd}"
+    );
     let hostd = host.wait_log("hostd", "report");
-    assert!(hostd.contains("uid=900 ") && hostd.contains("caps=0000000000000000 bound=0000000000000000 nnp=1"), "{hostd}");
+    assert!(
+        hostd.contains("uid=900 ") && hostd.contains("caps=0000000000000000 bound=0000000000000000 nnp=1"),
+        "{hostd}"
+    );
 
     let mut client = host.client();
-    let line = client.logs(0, 100, Some("hostd".into())).unwrap().into_iter().find(|l| l.priority == 3).unwrap();
+    let line =
+        client.logs(0, 100, Some("hostd".into())).unwrap().into_iter().find(|l| l.priority == 3).unwrap();
     assert_eq!(line.text, "hostd: something broke");
     let boot = client.boot().unwrap();
     assert!(boot.light);
@@ -167,7 +179,10 @@ fn a_machine_runs_alone_with_its_descriptors_and_its_memory_outlives_it() {
 
     let status = host.wait(unit, |s| s.state == UnitState::Ended);
     assert_eq!(status.exits[0].exit, Exit::Code(5));
-    assert_eq!(client.kept().unwrap().iter().map(|k| (k.unit, k.name.as_str())).collect::<Vec<_>>(), [(unit, "memory")]);
+    assert_eq!(
+        client.kept().unwrap().iter().map(|k| (k.unit, k.name.as_str())).collect::<Vec<_>>(),
+        [(unit, "memory")]
+    );
     let fetched = client.tell_with_fds(&Request::Fetch { unit, name: "memory".into() }, &[]).unwrap();
     let mut kept = fs::File::from(fetched.into_iter().next().unwrap());
     kept.rewind().unwrap();
@@ -236,7 +251,10 @@ fn what_lost_its_parent_is_reaped_and_a_flood_of_lines_stays_bounded() {
         return;
     }
     let flood: String = (0..30_000).map(|n| format!("log line {n} {}\n", "x".repeat(200))).collect();
-    let host = Builder::new().file("scripts/netd", &format!("{flood}log flooded")).file("scripts/hostd", "orphan\nwork 50\nexit 0").start(&[]);
+    let host = Builder::new()
+        .file("scripts/netd", &format!("{flood}log flooded"))
+        .file("scripts/hostd", "orphan\nwork 50\nexit 0")
+        .start(&[]);
     host.wait_log("netd", "flooded");
     host.wait(UnitId::Hostd, |s| s.exits.len() >= 2);
     let lines = host.client().logs(0, u32::MAX, None).unwrap();
@@ -286,7 +304,8 @@ fn a_signal_ends_a_host_in_order_and_without_state_it_says_so() {
     assert_eq!(boot.problems.iter().map(|p| p.code.as_str()).collect::<Vec<_>>(), ["state-missing"]);
     assert!(boot.state.is_none());
     host.wait(UnitId::Hostd, |s| s.state == UnitState::Running);
-    nix::sys::signal::kill(nix::unistd::Pid::from_raw(host.init_pid()), nix::sys::signal::Signal::SIGTERM).unwrap();
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(host.init_pid()), nix::sys::signal::Signal::SIGTERM)
+        .unwrap();
     let (status, text) = host.end();
     assert_eq!(status.code(), Some(0), "{text}");
 }

@@ -18,7 +18,8 @@ pub(crate) async fn announce(link: String, index: u32, mac: MacAddr, address: Ip
             tokio::time::sleep(EVERY).await;
         }
         let frame = arp::announcement(mac, address);
-        let sent = sys::packet_socket(index, arp::ETHERTYPE, &[]).and_then(|s| Ok(nix::unistd::write(&s, &frame)?));
+        let sent =
+            sys::packet_socket(index, arp::ETHERTYPE, &[]).and_then(|s| Ok(nix::unistd::write(&s, &frame)?));
         if let Err(e) = sent {
             log::debug!("{address} was not announced on {link}: {e}");
             return;

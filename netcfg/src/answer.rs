@@ -75,7 +75,10 @@ impl Daemon {
             if !config.port_groups.iter().any(|g| g.name == alias.port_group) {
                 return Err(Refusal::BadConfig(keelson_netcfg_control::ConfigError {
                     field: "port_groups".into(),
-                    problem: format!("`{}` cannot be removed or renamed: the running virtual machine {} uses it", alias.port_group, alias.vm),
+                    problem: format!(
+                        "`{}` cannot be removed or renamed: the running virtual machine {} uses it",
+                        alias.port_group, alias.vm
+                    ),
                 }));
             }
         }
@@ -84,7 +87,8 @@ impl Daemon {
 
     /// Restarts the management network.
     async fn restart(&mut self) -> Result<(), Refusal> {
-        let names: Vec<String> = self.config.with_service(Service::Management).map(|a| a.name.clone()).collect();
+        let names: Vec<String> =
+            self.config.with_service(Service::Management).map(|a| a.name.clone()).collect();
         for name in names {
             if let Some(slot) = self.slots.get(&name) {
                 let _ = slot.commands.send(Command::Restart);
@@ -118,7 +122,10 @@ impl Daemon {
         }
         self.close_taps(vm, Some(index)).await?;
         let name = names::first_free("vmtap", self.observed.links.iter().map(|l| l.name.as_str()));
-        let io = |e: std::io::Error| Refusal::Failed { what: what(), why: format!("/dev/net/tun made no tap {name}: {e}") };
+        let io = |e: std::io::Error| Refusal::Failed {
+            what: what(),
+            why: format!("/dev/net/tun made no tap {name}: {e}"),
+        };
         let tap = taps::open(&name).map_err(io)?;
         // From here on an error drops the descriptor, and the tap with it.
         let named = apply::set_alias(&self.handle, &name, &alias).await;
@@ -145,7 +152,9 @@ impl Daemon {
                 log::debug!("{}", chain(&e));
             }
         }
-        self.reconcile().await.map_err(|e| failed(&format!("removing the network adapters of the virtual machine {vm}"), &e))
+        self.reconcile()
+            .await
+            .map_err(|e| failed(&format!("removing the network adapters of the virtual machine {vm}"), &e))
     }
 }
 
@@ -157,7 +166,8 @@ fn moved_adapters(before: &NetworkConfig, now: &NetworkConfig) -> Vec<String> {
         let switch = config.vswitches.iter().find(|s| s.name == group.vswitch)?;
         Some((group, &switch.uplinks))
     }
-    let network = |config, name: &str| place(config, name).map(|(g, u)| (g.vlan, g.vswitch.clone(), u.clone()));
+    let network =
+        |config, name: &str| place(config, name).map(|(g, u)| (g.vlan, g.vswitch.clone(), u.clone()));
     let names = now.vmkernel_adapters.iter().map(|a| a.name.clone());
     names.filter(|n| network(before, n).is_some() && network(before, n) != network(now, n)).collect()
 }

@@ -5,7 +5,9 @@ use std::net::Ipv4Addr;
 
 use rtnetlink::packet_route::link::{BridgeStpState, BridgeVlanInfoFlags, LinkMessage};
 use rtnetlink::packet_route::route::RouteProtocol;
-use rtnetlink::{Handle, LinkBridge, LinkBridgeVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder};
+use rtnetlink::{
+    Handle, LinkBridge, LinkBridgeVlan, LinkMessageBuilder, LinkUnspec, LinkVeth, RouteMessageBuilder,
+};
 
 use crate::model::{BridgeSettings, DefaultRoute};
 use crate::plan::Op;
@@ -44,7 +46,11 @@ fn index(name: &str) -> Result<u32, Cause> {
     nix::net::if_::if_nametoindex(name).map_err(|_| Cause::NoLink(name.into()))
 }
 
-async fn change(handle: &Handle, name: &str, build: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>) -> Result<(), Cause> {
+async fn change(
+    handle: &Handle,
+    name: &str,
+    build: impl FnOnce(LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkUnspec>,
+) -> Result<(), Cause> {
     let message: LinkMessage = build(LinkUnspec::new_with_index(index(name)?)).build();
     Ok(handle.link().change(message).execute().await?)
 }
@@ -79,7 +85,11 @@ async fn run(handle: &Handle, op: &Op) -> Result<(), Cause> {
         }
         Op::Detach { port } => change(handle, port, LinkMessageBuilder::nocontroller).await?,
         Op::AddVlan { port, vid, own } => {
-            let flags = if *own { BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged } else { BridgeVlanInfoFlags::empty() };
+            let flags = if *own {
+                BridgeVlanInfoFlags::Pvid | BridgeVlanInfoFlags::Untagged
+            } else {
+                BridgeVlanInfoFlags::empty()
+            };
             handle.link().set(LinkBridgeVlan::new(index(port)?).vlan(*vid, flags).build()).execute().await?;
         }
         Op::RemoveVlan { port, vid } => {
@@ -100,7 +110,10 @@ async fn run(handle: &Handle, op: &Op) -> Result<(), Cause> {
     Ok(())
 }
 
-fn bridge(builder: LinkMessageBuilder<LinkBridge>, settings: &BridgeSettings) -> LinkMessageBuilder<LinkBridge> {
+fn bridge(
+    builder: LinkMessageBuilder<LinkBridge>,
+    settings: &BridgeSettings,
+) -> LinkMessageBuilder<LinkBridge> {
     let builder = builder
         .stp_state(if settings.stp { BridgeStpState::KernelStp } else { BridgeStpState::Disabled })
         .forward_delay(settings.forward_delay)

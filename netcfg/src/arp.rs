@@ -79,7 +79,8 @@ mod tests {
             assert!(!arp.conflicts_with(Ipv4Addr::new(192, 0, 2, 8), MAC));
         }
         // Somebody who asks for the holder does not claim the address.
-        let question = Arp { sender_mac: OTHER, sender: Ipv4Addr::new(192, 0, 2, 1), target: address, request: true };
+        let question =
+            Arp { sender_mac: OTHER, sender: Ipv4Addr::new(192, 0, 2, 1), target: address, request: true };
         assert!(!question.conflicts_with(address, MAC));
     }
 

@@ -12,7 +12,9 @@ pub(crate) fn boottime() -> Duration {
 
 /// This boot's id: a time since boot counts only within it.
 pub(crate) fn boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
 }
 
 /// Pseudo-random numbers (SplitMix64): enough to spread retries and pick transaction numbers, repeatable in tests.

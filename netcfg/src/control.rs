@@ -42,7 +42,8 @@ impl Published {
     /// Publishes a state, unless nothing but the remaining lease times changed.
     pub(crate) fn publish(&self, config: &NetworkConfig, status: &NetworkStatus) {
         let mut latest = self.latest.lock().unwrap_or_else(PoisonError::into_inner);
-        let same = latest.state.as_ref().is_some_and(|s| s.0 == *config && timeless(&s.1) == timeless(status));
+        let same =
+            latest.state.as_ref().is_some_and(|s| s.0 == *config && timeless(&s.1) == timeless(status));
         if !same {
             latest.number += 1;
             latest.at = Some(Instant::now());
@@ -63,7 +64,10 @@ impl Published {
                 for dhcp in status.vmkernel_adapters.iter_mut().filter_map(|a| a.dhcp.as_mut()) {
                     dhcp.lease_left_s = dhcp.lease_left_s.map(|s| s.saturating_sub(age));
                 }
-                return (latest.number, Event::Changed { config: Box::new(state.0.clone()), status: Box::new(status) });
+                return (
+                    latest.number,
+                    Event::Changed { config: Box::new(state.0.clone()), status: Box::new(status) },
+                );
             }
             let wait = until.saturating_duration_since(now).max(Duration::from_millis(1));
             latest = self.changed.wait_timeout(latest, wait).unwrap_or_else(PoisonError::into_inner).0;
@@ -90,12 +94,19 @@ pub(crate) fn bind(path: &Path) -> std::io::Result<Listener> {
 }
 
 /// Serves for ever; returns only when the socket fails.
-pub(crate) fn run(listener: &Listener, asks: mpsc::UnboundedSender<Ask>, published: Arc<Published>) -> std::io::Error {
+pub(crate) fn run(
+    listener: &Listener,
+    asks: mpsc::UnboundedSender<Ask>,
+    published: Arc<Published>,
+) -> std::io::Error {
     let admit = |peer: keelson_wire::PeerIdentity| peer.uid == 0 || peer.uid == HOSTD_UID;
     serve(listener, admit, move |request: Request, _fds, _peer| -> Served<Answer, Refusal, Event> {
         if request == Request::Watch {
             let published = Arc::clone(&published);
-            return Served::Stream(Answer::Done, Box::new(move |stream: Stream<Event>| watch(&stream, &published)));
+            return Served::Stream(
+                Answer::Done,
+                Box::new(move |stream: Stream<Event>| watch(&stream, &published)),
+            );
         }
         let gone = || Refusal::Failed { what: "the request".into(), why: "netd is ending".into() };
         let (reply, answer) = oneshot::channel();

@@ -221,9 +221,15 @@ impl Daemon {
         let no_speeds = BTreeMap::new();
         let mut seen = observe::observe(&self.handle, &no_speeds).await.ok().and_then(|o| o.vlan_filtering());
         if seen.is_none() {
-            let settings =
-                BridgeSettings { stp: false, forward_delay: 0, multicast_snooping: false, vlan_filtering: false, default_pvid: None };
-            let create = Op::CreateBridge { name: "vlanprobe".into(), mac: MacAddr([2, 0, 0, 0, 0, 1]), settings };
+            let settings = BridgeSettings {
+                stp: false,
+                forward_delay: 0,
+                multicast_snooping: false,
+                vlan_filtering: false,
+                default_pvid: None,
+            };
+            let create =
+                Op::CreateBridge { name: "vlanprobe".into(), mac: MacAddr([2, 0, 0, 0, 0, 1]), settings };
             if let Err(e) = apply::apply(&self.handle, &create).await {
                 log::error!("this kernel makes no bridge: {}", chain(&e));
             }
@@ -256,7 +262,9 @@ impl Daemon {
             Problem {
                 code: "network-failed".into(),
                 message: format!("The network is not as it is configured: {}.", chain(&e)),
-                remedy: "Keelson tries again every few seconds; see the log of netd, or change the configuration.".into(),
+                remedy:
+                    "Keelson tries again every few seconds; see the log of netd, or change the configuration."
+                        .into(),
             }
         });
         if self.failure != failure {
@@ -273,7 +281,9 @@ impl Daemon {
             let ops = self.plan();
             if ops.is_empty() {
                 for (name, address) in std::mem::take(&mut self.unannounced) {
-                    if let Some(link) = self.observed.link(&name).filter(|l| l.addresses.iter().any(|a| a.addr() == address)) {
+                    if let Some(link) =
+                        self.observed.link(&name).filter(|l| l.addresses.iter().any(|a| a.addr() == address))
+                    {
                         tokio::spawn(announce::announce(name, link.index, link.mac, address));
                     }
                 }
@@ -303,7 +313,8 @@ impl Daemon {
     }
 
     fn plan(&self) -> Vec<Op> {
-        let wanted = wanted::wanted(&self.config, &self.dynamic(), &self.observed, self.vlan_filtering, self.fallback);
+        let wanted =
+            wanted::wanted(&self.config, &self.dynamic(), &self.observed, self.vlan_filtering, self.fallback);
         plan(&wanted, &self.observed)
     }
 
@@ -373,10 +384,16 @@ impl Daemon {
 
     /// Starts and ends DHCP clients, and tells them whether their network is there.
     fn manage_clients(&mut self) {
-        let dhcp: BTreeMap<String, String> = self.config.vmkernel_adapters.iter().filter(|a| a.ipv4 == Ipv4::Dhcp).filter_map(|a| {
-            let group = self.config.port_groups.iter().find(|g| g.name == a.port_group)?;
-            Some((a.name.clone(), group.vswitch.clone()))
-        }).collect();
+        let dhcp: BTreeMap<String, String> = self
+            .config
+            .vmkernel_adapters
+            .iter()
+            .filter(|a| a.ipv4 == Ipv4::Dhcp)
+            .filter_map(|a| {
+                let group = self.config.port_groups.iter().find(|g| g.name == a.port_group)?;
+                Some((a.name.clone(), group.vswitch.clone()))
+            })
+            .collect();
         let gone: Vec<String> = self.slots.keys().filter(|name| !dhcp.contains_key(*name)).cloned().collect();
         for name in gone {
             self.end_client(&name);
@@ -487,11 +504,17 @@ fn tell(before: Option<&Update>, now: &Update) {
     if now.unanswered && !before.is_some_and(|b| b.unanswered) {
         log::warn!("{} gets no address by DHCP", now.adapter);
     }
-    let new_address = now.address.filter(|a| now.lease.is_none() && before.and_then(|b| b.address) != Some(*a));
+    let new_address =
+        now.address.filter(|a| now.lease.is_none() && before.and_then(|b| b.address) != Some(*a));
     if let Some(local) = new_address {
         log::warn!("{} uses the link-local address {} meanwhile", now.adapter, local.address);
     }
-    if let Some(error) = now.status.last_error.as_ref().filter(|e| before.and_then(|b| b.status.last_error.as_ref()) != Some(*e)) {
+    if let Some(error) = now
+        .status
+        .last_error
+        .as_ref()
+        .filter(|e| before.and_then(|b| b.status.last_error.as_ref()) != Some(*e))
+    {
         log::warn!("{}: {error}", now.adapter);
     }
 }

@@ -114,7 +114,8 @@ impl LinkLocal {
             return None;
         }
         self.state = State::Probing { address, sent: sent + 1 };
-        let wait = if sent + 1 == PROBES { ANNOUNCE_WAIT } else { self.jitter.between(PROBE_MIN, PROBE_SPREAD) };
+        let wait =
+            if sent + 1 == PROBES { ANNOUNCE_WAIT } else { self.jitter.between(PROBE_MIN, PROBE_SPREAD) };
         self.deadline = Some(now + wait);
         Some(Action::Probe(address))
     }

@@ -239,7 +239,9 @@ impl Observed {
             Op::RemoveVlan { port, vid } => self.change(port, |l| {
                 l.vlans.remove(vid);
             }),
-            Op::RemoveAddress { link, address } => self.change(link, |l| l.addresses.retain(|a| a != address)),
+            Op::RemoveAddress { link, address } => {
+                self.change(link, |l| l.addresses.retain(|a| a != address))
+            }
             Op::AddAddress { link, address } => self.change(link, |l| l.addresses.push(*address)),
             Op::RemoveDefaultRoute { route } => self.default_routes.retain(|r| r != route),
             Op::AddDefaultRoute { route } => self.default_routes.push(route.clone()),

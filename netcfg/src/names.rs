@@ -34,8 +34,11 @@ pub(crate) fn peer_of(adapter: &str) -> String {
 pub(crate) fn name_nics(remembered: &[NicName], nics: &[&Link]) -> Vec<NicName> {
     let mut names: Vec<NicName> = remembered.to_vec();
     let present = |mac: MacAddr| nics.iter().any(|l| l.permanent_mac == mac);
-    let mut new: Vec<&&Link> = nics.iter().filter(|l| !remembered.iter().any(|n| n.mac == l.permanent_mac)).collect();
-    new.sort_by_key(|l| (l.pci().is_none(), l.pci().map(str::to_owned), number(&l.name, "vmnic").unwrap_or(u32::MAX), l.index));
+    let mut new: Vec<&&Link> =
+        nics.iter().filter(|l| !remembered.iter().any(|n| n.mac == l.permanent_mac)).collect();
+    new.sort_by_key(|l| {
+        (l.pci().is_none(), l.pci().map(str::to_owned), number(&l.name, "vmnic").unwrap_or(u32::MAX), l.index)
+    });
     let mut unnamed = Vec::new();
     for link in new {
         if names.iter().any(|n| n.mac == link.permanent_mac) {
@@ -120,7 +123,10 @@ mod tests {
         let remembered = name_nics(&[], &links);
         // A NIC that is added before the others later does not renumber them.
         let later = [nic(2, "eth0", 1, Some("0000:00:03.0")), nic(4, "eth2", 9, Some("0000:03:00.0"))];
-        assert_eq!(named(&later, &remembered), [("vmnic0".into(), 7), ("vmnic1".into(), 9), ("vmnic2".into(), 1)]);
+        assert_eq!(
+            named(&later, &remembered),
+            [("vmnic0".into(), 7), ("vmnic1".into(), 9), ("vmnic2".into(), 1)]
+        );
     }
 
     #[test]

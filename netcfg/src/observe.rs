@@ -10,8 +10,8 @@ use keelson_netcfg_control::MacAddr;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    AfSpecBridge, AfSpecInet6, AfSpecUnspec, BridgeStpState, BridgeVlanInfoFlags, InfoBridge, InfoData, InfoKind, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    AfSpecBridge, AfSpecInet6, AfSpecUnspec, BridgeStpState, BridgeVlanInfoFlags, InfoBridge, InfoData,
+    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -42,7 +42,8 @@ pub(crate) async fn observe(handle: &Handle, speeds: &BTreeMap<u32, u32>) -> Res
     }
     let names: BTreeMap<u32, String> = links.iter().map(|l: &Link| (l.index, l.name.clone())).collect();
     let filtering = links.iter().filter_map(Link::bridge).any(|b| b.default_pvid.is_some());
-    let mut vlans = if filtering { read_vlans(handle).await.map_err(failed("bridge VLANs"))? } else { BTreeMap::new() };
+    let mut vlans =
+        if filtering { read_vlans(handle).await.map_err(failed("bridge VLANs"))? } else { BTreeMap::new() };
     let mut addresses: BTreeMap<u32, Vec<Ipv4Net>> = BTreeMap::new();
     let mut messages = handle.address().get().execute();
     while let Some(message) = messages.try_next().await.map_err(failed("addresses"))? {
@@ -165,8 +166,13 @@ fn read_link(message: &LinkMessage, speeds: &BTreeMap<u32, u32>) -> (Link, Optio
 }
 
 fn read_bridge(infos: &[InfoBridge]) -> BridgeSettings {
-    let mut settings =
-        BridgeSettings { stp: false, forward_delay: 0, multicast_snooping: false, vlan_filtering: false, default_pvid: None };
+    let mut settings = BridgeSettings {
+        stp: false,
+        forward_delay: 0,
+        multicast_snooping: false,
+        vlan_filtering: false,
+        default_pvid: None,
+    };
     for info in infos {
         match info {
             InfoBridge::StpState(state) => settings.stp = *state != BridgeStpState::Disabled,
@@ -188,13 +194,17 @@ fn read_hardware(sys: &Path, bus: &str, device: &str) -> Hardware {
     let driver = std::fs::read_link(path.join("driver")).ok().and_then(last);
     let is_pci = |name: &String| name.len() == 12 && name.bytes().filter(|b| *b == b':').count() == 2;
     let ancestors = std::fs::canonicalize(&path).unwrap_or(path);
-    let pci = ancestors.ancestors().filter_map(|a| Some(a.file_name()?.to_string_lossy().into_owned())).find(is_pci);
+    let pci = ancestors
+        .ancestors()
+        .filter_map(|a| Some(a.file_name()?.to_string_lossy().into_owned()))
+        .find(is_pci);
     Hardware { driver: driver.unwrap_or_default(), pci, speed_mbps: None }
 }
 
 async fn read_vlans(handle: &Handle) -> Result<BTreeMap<u32, BTreeMap<u16, bool>>, rtnetlink::Error> {
     let mut vlans: BTreeMap<u32, BTreeMap<u16, bool>> = BTreeMap::new();
-    let mut messages = handle.link().get().set_filter_mask(AddressFamily::Bridge, vec![LinkExtentMask::Brvlan]).execute();
+    let mut messages =
+        handle.link().get().set_filter_mask(AddressFamily::Bridge, vec![LinkExtentMask::Brvlan]).execute();
     while let Some(message) = messages.try_next().await? {
         let port = vlans.entry(message.header.index).or_default();
         for attribute in &message.attributes {
@@ -221,10 +231,14 @@ pub(crate) async fn speeds(handle: &mut ethtool::EthtoolHandle) -> BTreeMap<u32,
         for attribute in &message.payload.nlas {
             match attribute {
                 EthtoolAttr::LinkMode(EthtoolLinkModeAttr::Header(headers)) => {
-                    index = headers.iter().find_map(|h| if let EthtoolHeader::DevIndex(i) = h { Some(*i) } else { None });
+                    index = headers
+                        .iter()
+                        .find_map(|h| if let EthtoolHeader::DevIndex(i) = h { Some(*i) } else { None });
                 }
                 // -1 is the kernel's word for "unknown".
-                EthtoolAttr::LinkMode(EthtoolLinkModeAttr::Speed(s)) => speed = Some(*s).filter(|s| *s != 0 && *s != u32::MAX),
+                EthtoolAttr::LinkMode(EthtoolLinkModeAttr::Speed(s)) => {
+                    speed = Some(*s).filter(|s| *s != 0 && *s != u32::MAX)
+                }
                 _ => {}
             }
         }

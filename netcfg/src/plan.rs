@@ -18,24 +18,72 @@ use crate::wanted::Wanted;
 /// One change of the kernel's state. It prints as the sentence that a log or an error shows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Op {
-    Delete { link: String },
-    Rename { from: String, to: String },
-    CreateBridge { name: String, mac: MacAddr, settings: BridgeSettings },
-    SetBridge { name: String, settings: BridgeSettings },
-    CreateVeth { name: String, peer: String, mac: MacAddr },
-    SetMac { link: String, mac: MacAddr },
-    SetMtu { link: String, mtu: u32 },
-    Ipv6Off { link: String },
-    Up { link: String },
-    Attach { port: String, bridge: String },
-    Detach { port: String },
+    Delete {
+        link: String,
+    },
+    Rename {
+        from: String,
+        to: String,
+    },
+    CreateBridge {
+        name: String,
+        mac: MacAddr,
+        settings: BridgeSettings,
+    },
+    SetBridge {
+        name: String,
+        settings: BridgeSettings,
+    },
+    CreateVeth {
+        name: String,
+        peer: String,
+        mac: MacAddr,
+    },
+    SetMac {
+        link: String,
+        mac: MacAddr,
+    },
+    SetMtu {
+        link: String,
+        mtu: u32,
+    },
+    Ipv6Off {
+        link: String,
+    },
+    Up {
+        link: String,
+    },
+    Attach {
+        port: String,
+        bridge: String,
+    },
+    Detach {
+        port: String,
+    },
     /// `own`: untagged frames that come in belong to it, and its frames leave untagged.
-    AddVlan { port: String, vid: u16, own: bool },
-    RemoveVlan { port: String, vid: u16 },
-    RemoveAddress { link: String, address: Ipv4Net },
-    AddAddress { link: String, address: Ipv4Net },
-    RemoveDefaultRoute { route: DefaultRoute },
-    AddDefaultRoute { route: DefaultRoute },
+    AddVlan {
+        port: String,
+        vid: u16,
+        own: bool,
+    },
+    RemoveVlan {
+        port: String,
+        vid: u16,
+    },
+    RemoveAddress {
+        link: String,
+        address: Ipv4Net,
+    },
+    AddAddress {
+        link: String,
+        address: Ipv4Net,
+    },
+    RemoveDefaultRoute {
+        route: DefaultRoute,
+    },
+    AddDefaultRoute {
+        route: DefaultRoute,
+    },
 }
 
 impl fmt::Display for Op {
@@ -57,8 +105,12 @@ impl fmt::Display for Op {
             Self::RemoveVlan { port, vid } => write!(f, "take {port} out of VLAN {vid}"),
             Self::RemoveAddress { link, address } => write!(f, "remove {address} from {link}"),
             Self::AddAddress { link, address } => write!(f, "add {address} to {link}"),
-            Self::RemoveDefaultRoute { route } => write!(f, "remove the default route by {} on {}", route.gateway, route.link),
-            Self::AddDefaultRoute { route } => write!(f, "add a default route by {} on {}", route.gateway, route.link),
+            Self::RemoveDefaultRoute { route } => {
+                write!(f, "remove the default route by {} on {}", route.gateway, route.link)
+            }
+            Self::AddDefaultRoute { route } => {
+                write!(f, "add a default route by {} on {}", route.gateway, route.link)
+            }
         }
     }
 }
@@ -77,8 +129,14 @@ pub(crate) fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Op> {
     for adapter in &wanted.adapters {
         let peer = names::peer_of(&adapter.name);
         match planner.kernel.link(&adapter.name).map(|l| l.mac) {
-            None => planner.push(Op::CreateVeth { name: adapter.name.clone(), peer: peer.clone(), mac: adapter.mac }),
-            Some(mac) if mac != adapter.mac => planner.push(Op::SetMac { link: adapter.name.clone(), mac: adapter.mac }),
+            None => planner.push(Op::CreateVeth {
+                name: adapter.name.clone(),
+                peer: peer.clone(),
+                mac: adapter.mac,
+            }),
+            Some(mac) if mac != adapter.mac => {
+                planner.push(Op::SetMac { link: adapter.name.clone(), mac: adapter.mac })
+            }
             Some(_) => {}
         }
         let own = BTreeMap::from([(adapter.vid, true)]);
@@ -182,7 +240,10 @@ impl Planner {
             None => self.push(Op::CreateBridge { name: name.into(), mac, settings }),
             Some(Some(present)) => {
                 // A kernel that can filter shows a default VLAN even where filtering is off; it only counts where it is on.
-                let same = BridgeSettings { default_pvid: present.default_pvid.filter(|_| vlan_filtering), ..present };
+                let same = BridgeSettings {
+                    default_pvid: present.default_pvid.filter(|_| vlan_filtering),
+                    ..present
+                };
                 if same != settings {
                     self.push(Op::SetBridge { name: name.into(), settings });
                 }
@@ -198,7 +259,8 @@ impl Planner {
             let switch = wanted.switches.iter().find(|s| s.uplinks.contains(&name));
             match switch {
                 Some(switch) => {
-                    let mut vlans: BTreeMap<u16, bool> = switch.tagged.iter().map(|vid| (*vid, false)).collect();
+                    let mut vlans: BTreeMap<u16, bool> =
+                        switch.tagged.iter().map(|vid| (*vid, false)).collect();
                     vlans.insert(switch.native, true);
                     self.port(&name, &switch.name, switch.mtu, wanted.vlan_filtering.then_some(&vlans));
                 }
@@ -243,7 +305,8 @@ impl Planner {
     }
 
     fn addresses(&mut self, wanted: &Wanted) {
-        let route = |link: &str, gateway: Ipv4Addr, metric: u32| DefaultRoute { link: link.into(), gateway, metric };
+        let route =
+            |link: &str, gateway: Ipv4Addr, metric: u32| DefaultRoute { link: link.into(), gateway, metric };
         for adapter in &wanted.adapters {
             let name = &adapter.name;
             let wanted_route = adapter.gateway.map(|g| route(name, g, adapter.metric));

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use keelson_netcfg_control::{Ipv4, NetworkConfig, NicName, PortGroup, Service, Uplinks, VSwitch, VmkAdapter};
+use keelson_netcfg_control::{
+    Ipv4, NetworkConfig, NicName, PortGroup, Service, Uplinks, VSwitch, VmkAdapter,
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -39,13 +41,23 @@ fn run(kernel: &mut Observed, ops: &[Op]) {
     ops.iter().for_each(|op| kernel.simulate(op));
 }
 
-fn converge(config: &mut NetworkConfig, kernel: &mut Observed, dynamic: &BTreeMap<String, Dynamic>, vlans: bool) -> Vec<Op> {
+fn converge(
+    config: &mut NetworkConfig,
+    kernel: &mut Observed,
+    dynamic: &BTreeMap<String, Dynamic>,
+    vlans: bool,
+) -> Vec<Op> {
     settle(config, kernel, true);
     carry_out(config, kernel, dynamic, vlans)
 }
 
 /// Plans and carries out, with the uplinks as they are picked: a link that comes up by the plan itself is the next event's matter.
-fn carry_out(config: &NetworkConfig, kernel: &mut Observed, dynamic: &BTreeMap<String, Dynamic>, vlans: bool) -> Vec<Op> {
+fn carry_out(
+    config: &NetworkConfig,
+    kernel: &mut Observed,
+    dynamic: &BTreeMap<String, Dynamic>,
+    vlans: bool,
+) -> Vec<Op> {
     let ops = plan(&wanted(config, dynamic, kernel, vlans, FALLBACK), kernel);
     run(kernel, &ops);
     ops
@@ -76,7 +88,8 @@ fn a_new_host_gets_its_switch_and_adapter() {
     assert_eq!(config.vswitches[0].uplinks, Uplinks::Nics(vec!["vmnic0".into()]));
     // A lease, and then another one in the same network: the old address goes first.
     assert_eq!(converge(&mut config, &mut kernel, &dhcp("192.0.2.50/24"), true).len(), 2);
-    let told: Vec<String> = converge(&mut config, &mut kernel, &dhcp("192.0.2.51/24"), true).iter().map(Op::to_string).collect();
+    let told: Vec<String> =
+        converge(&mut config, &mut kernel, &dhcp("192.0.2.51/24"), true).iter().map(Op::to_string).collect();
     assert_eq!(told, ["remove 192.0.2.50/24 from vmk0", "add 192.0.2.51/24 to vmk0"]);
     assert_eq!(converge(&mut config, &mut kernel, &dhcp("192.0.2.51/24"), true), []);
 }
@@ -86,7 +99,8 @@ fn nothing_that_matches_is_touched_after_a_restart_that_has_forgotten_everything
     let (mut config, mut kernel) = (NetworkConfig::default(), fresh());
     converge(&mut config, &mut kernel, &dhcp("192.0.2.50/24"), true);
     let mut tap = link(40, "vmtap0", Kind::Tap);
-    tap.alias = TapAlias { vm: uuid::Uuid::from_u128(7), index: 0, port_group: "VM Network".into() }.to_string();
+    tap.alias =
+        TapAlias { vm: uuid::Uuid::from_u128(7), index: 0, port_group: "VM Network".into() }.to_string();
     kernel.links.push(tap);
     converge(&mut config, &mut kernel, &dhcp("192.0.2.50/24"), true);
     assert_eq!(kernel.link("vmtap0").unwrap().master.as_deref(), Some("vSwitch0"));
@@ -104,7 +118,10 @@ fn nics_that_swapped_their_names_are_swapped_back() {
     kernel.links[1].name = "vmnic1".into();
     let names = |k: &Observed| k.nics().iter().map(|l| (l.name.clone(), l.index)).collect::<Vec<_>>();
     let nic = |name: &str, i: usize, k: &Observed| NicName { name: name.into(), mac: k.links[i].mac };
-    let mut config = NetworkConfig { nics: vec![nic("vmnic0", 1, &kernel), nic("vmnic1", 2, &kernel)], ..NetworkConfig::default() };
+    let mut config = NetworkConfig {
+        nics: vec![nic("vmnic0", 1, &kernel), nic("vmnic1", 2, &kernel)],
+        ..NetworkConfig::default()
+    };
     let ops = converge(&mut config, &mut kernel, &BTreeMap::new(), false);
     assert_eq!(names(&kernel), [("vmnic0".into(), 2), ("vmnic1".into(), 3)], "{ops:#?}");
 }
@@ -138,13 +155,15 @@ fn any_kernel() -> impl Strategy<Value = Observed> {
     ];
     let kind = prop_oneof![
         (0u32..8).prop_map(physical),
-        (any::<bool>(), any::<bool>(), 0u32..3).prop_map(|(stp, filter, pvid)| Kind::Bridge(BridgeSettings {
-            stp,
-            forward_delay: pvid * 100,
-            multicast_snooping: stp,
-            vlan_filtering: filter,
-            default_pvid: Some(pvid as u16),
-        })),
+        (any::<bool>(), any::<bool>(), 0u32..3).prop_map(|(stp, filter, pvid)| Kind::Bridge(
+            BridgeSettings {
+                stp,
+                forward_delay: pvid * 100,
+                multicast_snooping: stp,
+                vlan_filtering: filter,
+                default_pvid: Some(pvid as u16),
+            }
+        )),
         proptest::option::of(2u32..12).prop_map(Kind::Veth),
         Just(Kind::Tap),
         Just(Kind::Other),
@@ -152,7 +171,9 @@ fn any_kernel() -> impl Strategy<Value = Observed> {
     let state = (any::<[bool; 3]>(), 1400u32..1600, proptest::option::of(0u32..3), 0u8..4, any::<bool>());
     proptest::collection::btree_map(name, (kind, state), 0..10).prop_map(|links| {
         let mut kernel = Observed { links: vec![link(1, "lo", Kind::Loopback)], default_routes: vec![] };
-        for (n, (name, (kind, ([up, carrier, off], mtu, master, address, alias)))) in links.into_iter().enumerate() {
+        for (n, (name, (kind, ([up, carrier, off], mtu, master, address, alias)))) in
+            links.into_iter().enumerate()
+        {
             let mut l = link(n as u32 + 2, &name, kind);
             (l.up, l.carrier, l.ipv6_off, l.mtu) = (up, carrier, off, mtu);
             l.master = master.map(|m| format!("vSwitch{m}"));
@@ -161,15 +182,22 @@ fn any_kernel() -> impl Strategy<Value = Observed> {
             }
             if address > 0 {
                 l.addresses.push(format!("192.0.2.{address}/24").parse().unwrap());
-                kernel.default_routes.push(DefaultRoute { link: name, gateway: [192, 0, 2, 254].into(), metric: u32::from(address) });
+                kernel.default_routes.push(DefaultRoute {
+                    link: name,
+                    gateway: [192, 0, 2, 254].into(),
+                    metric: u32::from(address),
+                });
             }
             if alias && l.kind == Kind::Tap {
-                l.alias = TapAlias { vm: uuid::Uuid::from_u128(1), index: 0, port_group: "VM Network".into() }.to_string();
+                l.alias =
+                    TapAlias { vm: uuid::Uuid::from_u128(1), index: 0, port_group: "VM Network".into() }
+                        .to_string();
             }
             kernel.links.push(l);
         }
         // A port of a bridge that is not there cannot be.
-        let bridges: Vec<String> = kernel.links.iter().filter(|l| l.bridge().is_some()).map(|l| l.name.clone()).collect();
+        let bridges: Vec<String> =
+            kernel.links.iter().filter(|l| l.bridge().is_some()).map(|l| l.name.clone()).collect();
         for l in &mut kernel.links {
             if l.master.as_ref().is_some_and(|m| !bridges.contains(m) || l.bridge().is_some()) {
                 l.master = None;
@@ -183,14 +211,23 @@ fn any_kernel() -> impl Strategy<Value = Observed> {
 fn any_config() -> impl Strategy<Value = NetworkConfig> {
     let group = (0usize..2, 0u16..4);
     let adapter = (0usize..3, proptest::option::of(1u8..200), any::<bool>());
-    (proptest::collection::vec(group, 1..4), proptest::collection::vec(adapter, 1..4), 1400u32..1600, any::<bool>()).prop_map(
-        |(groups, adapters, mtu, first)| {
+    (
+        proptest::collection::vec(group, 1..4),
+        proptest::collection::vec(adapter, 1..4),
+        1400u32..1600,
+        any::<bool>(),
+    )
+        .prop_map(|(groups, adapters, mtu, first)| {
             let uplinks = if first { Uplinks::FirstLinked } else { Uplinks::Nics(vec!["vmnic1".into()]) };
             let switch = |n: u32, uplinks| VSwitch { name: format!("vSwitch{n}"), uplinks, mtu };
             let mut port_groups: Vec<PortGroup> = groups
                 .iter()
                 .enumerate()
-                .map(|(i, (s, vlan))| PortGroup { name: format!("group {i}"), vswitch: format!("vSwitch{s}"), vlan: *vlan })
+                .map(|(i, (s, vlan))| PortGroup {
+                    name: format!("group {i}"),
+                    vswitch: format!("vSwitch{s}"),
+                    vlan: *vlan,
+                })
                 .collect();
             port_groups.push(PortGroup { name: "VM Network".into(), vswitch: "vSwitch0".into(), vlan: 0 });
             let vmkernel_adapters = adapters
@@ -206,7 +243,10 @@ fn any_config() -> impl Strategy<Value = NetworkConfig> {
                         (false, Some(a)) => {
                             let network = 10 + i;
                             let gateway = format!("10.{network}.0.254").parse().unwrap();
-                            Ipv4::Static { address: format!("10.{network}.0.{a}/24").parse().unwrap(), gateway: Some(gateway) }
+                            Ipv4::Static {
+                                address: format!("10.{network}.0.{a}/24").parse().unwrap(),
+                                gateway: Some(gateway),
+                            }
                         }
                     },
                     services: [Service::Management].into(),
@@ -218,8 +258,7 @@ fn any_config() -> impl Strategy<Value = NetworkConfig> {
                 vmkernel_adapters,
                 ..NetworkConfig::default()
             }
-        },
-    )
+        })
 }
 
 /// Whether a link is named as netd names what is its own.

@@ -33,10 +33,15 @@ pub(crate) fn seed(words: &HostWords) -> (NetworkConfig, Option<WantedNic>, Vec<
         problems.push(ignored("gateway", "it counts only with a static `address`"));
     }
     config.dns.servers = words.dns.iter().copied().take(3).collect();
-    if let (Some(vlan), Some(group)) = (words.vlan, config.port_groups.iter_mut().find(|g| g.name == "Management Network")) {
+    if let (Some(vlan), Some(group)) =
+        (words.vlan, config.port_groups.iter_mut().find(|g| g.name == "Management Network"))
+    {
         group.vlan = vlan;
     }
-    let nic = words.nic.as_ref().map(|text| text.parse().map_or_else(|_| WantedNic::Name(text.clone()), WantedNic::Mac));
+    let nic = words
+        .nic
+        .as_ref()
+        .map(|text| text.parse().map_or_else(|_| WantedNic::Name(text.clone()), WantedNic::Mac));
     (config, nic, problems)
 }
 
@@ -44,7 +49,9 @@ fn ignored(word: &str, why: &str) -> Problem {
     Problem {
         code: "word-ignored".into(),
         message: format!("the host word `{word}` is ignored: {why}"),
-        remedy: "Correct it on the kernel command line or in keelson.conf, or configure the management network.".into(),
+        remedy:
+            "Correct it on the kernel command line or in keelson.conf, or configure the management network."
+                .into(),
     }
 }
 
@@ -76,12 +83,16 @@ mod tests {
 
     #[test]
     fn words_become_the_first_configuration() {
-        let (config, nic, problems) =
-            seeded("keelson.address=192.0.2.10/24 keelson.gateway=192.0.2.1 keelson.dns=192.0.2.2 keelson.vlan=20 keelson.nic=vmnic1");
+        let (config, nic, problems) = seeded(
+            "keelson.address=192.0.2.10/24 keelson.gateway=192.0.2.1 keelson.dns=192.0.2.2 keelson.vlan=20 keelson.nic=vmnic1",
+        );
         assert_eq!(problems, []);
         assert_eq!(
             config.vmkernel_adapters[0].ipv4,
-            Ipv4::Static { address: "192.0.2.10/24".parse().unwrap(), gateway: Some("192.0.2.1".parse().unwrap()) }
+            Ipv4::Static {
+                address: "192.0.2.10/24".parse().unwrap(),
+                gateway: Some("192.0.2.1".parse().unwrap())
+            }
         );
         assert_eq!(config.port_groups.iter().map(|g| g.vlan).collect::<Vec<_>>(), [0, 20]);
         assert_eq!(nic, Some(WantedNic::Name("vmnic1".into())));

@@ -5,7 +5,8 @@ use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use keelson_netcfg_control::{
-    AdapterStatus, AddressOrigin, Ipv4, NetworkConfig, NetworkStatus, NicStatus, Problem, Service, SwitchStatus, TapStatus, Uplinks,
+    AdapterStatus, AddressOrigin, Ipv4, NetworkConfig, NetworkStatus, NicStatus, Problem, Service,
+    SwitchStatus, TapStatus, Uplinks,
 };
 
 use crate::dhcp::run::Update;
@@ -27,10 +28,15 @@ pub(crate) struct Facts<'a> {
 }
 
 /// The name servers and search domains in use: the configured ones, else those of the management adapter's lease.
-pub(crate) fn resolver(config: &NetworkConfig, clients: &BTreeMap<String, Update>) -> (Vec<Ipv4Addr>, Vec<String>) {
+pub(crate) fn resolver(
+    config: &NetworkConfig,
+    clients: &BTreeMap<String, Update>,
+) -> (Vec<Ipv4Addr>, Vec<String>) {
     let leases = config.with_service(Service::Management).chain(&config.vmkernel_adapters);
     let lease = leases.filter_map(|a| clients.get(&a.name)?.lease.as_ref()).next();
-    let pick = |own: &Vec<String>, leased: Option<&Vec<String>>| if own.is_empty() { leased.cloned().unwrap_or_default() } else { own.clone() };
+    let pick = |own: &Vec<String>, leased: Option<&Vec<String>>| {
+        if own.is_empty() { leased.cloned().unwrap_or_default() } else { own.clone() }
+    };
     let servers = match (config.dns.servers.is_empty(), lease) {
         (true, Some(lease)) => lease.dns.clone(),
         _ => config.dns.servers.clone(),
@@ -42,7 +48,9 @@ pub(crate) fn resolver(config: &NetworkConfig, clients: &BTreeMap<String, Update
 pub(crate) fn switch_linked(config: &NetworkConfig, observed: &Observed, switch: &str) -> bool {
     let uplinks = config.vswitches.iter().find(|s| s.name == switch).map(|s| &s.uplinks);
     match uplinks {
-        Some(Uplinks::Nics(nics)) => nics.iter().any(|n| observed.link(n).is_some_and(|l| l.is_nic() && l.linked())),
+        Some(Uplinks::Nics(nics)) => {
+            nics.iter().any(|n| observed.link(n).is_some_and(|l| l.is_nic() && l.linked()))
+        }
         _ => false,
     }
 }
@@ -68,7 +76,12 @@ pub(crate) fn status(facts: Facts<'_>) -> NetworkStatus {
     });
     let vswitches = config.vswitches.iter().map(|switch| SwitchStatus {
         name: switch.name.clone(),
-        uplinks: observed.nics().into_iter().filter(|l| l.master.as_ref() == Some(&switch.name)).map(|l| l.name.clone()).collect(),
+        uplinks: observed
+            .nics()
+            .into_iter()
+            .filter(|l| l.master.as_ref() == Some(&switch.name))
+            .map(|l| l.name.clone())
+            .collect(),
         mtu: observed.link(&switch.name).map_or(switch.mtu, |l| l.mtu),
         link: switch_linked(config, observed, &switch.name),
     });
@@ -91,12 +104,18 @@ pub(crate) fn status(facts: Facts<'_>) -> NetworkStatus {
             addresses,
             origin,
             gateway: observed.default_routes.iter().find(|r| r.link == adapter.name).map(|r| r.gateway),
-            dhcp: update.map(|u| keelson_netcfg_control::DhcpStatus { lease_left_s: left(u), ..u.status.clone() }),
+            dhcp: update
+                .map(|u| keelson_netcfg_control::DhcpStatus { lease_left_s: left(u), ..u.status.clone() }),
         }
     });
     let taps = observed.links.iter().filter_map(|link| {
         let alias = link.tap()?;
-        Some(TapStatus { name: link.name.clone(), vm: alias.vm, index: alias.index, port_group: alias.port_group })
+        Some(TapStatus {
+            name: link.name.clone(),
+            vm: alias.vm,
+            index: alias.index,
+            port_group: alias.port_group,
+        })
     });
     NetworkStatus {
         revision: facts.revision,
@@ -113,7 +132,11 @@ pub(crate) fn status(facts: Facts<'_>) -> NetworkStatus {
 
 fn problems(facts: &Facts<'_>) -> Vec<Problem> {
     let Facts { config, observed, clients, .. } = facts;
-    let problem = |code: &str, message: String, remedy: &str| Problem { code: code.into(), message, remedy: remedy.into() };
+    let problem = |code: &str, message: String, remedy: &str| Problem {
+        code: code.into(),
+        message,
+        remedy: remedy.into(),
+    };
     let mut problems = Vec::new();
     let names: Vec<String> = observed.nics().iter().map(|l| l.name.clone()).collect();
     if names.is_empty() {
@@ -132,14 +155,18 @@ fn problems(facts: &Facts<'_>) -> Vec<Problem> {
             )),
             Uplinks::FirstLinked => {}
             Uplinks::Nics(uplinks) => {
-                let missing: Vec<&str> = uplinks.iter().filter(|u| !names.contains(u)).map(String::as_str).collect();
+                let missing: Vec<&str> =
+                    uplinks.iter().filter(|u| !names.contains(u)).map(String::as_str).collect();
                 if !missing.is_empty() {
                     problems.push(problem(
                         "uplink-missing",
                         format!("{} has {} as its uplink, which this host does not have; it has {}.", switch.name, missing.join(", "), names.join(", ")),
                         "Choose another network adapter under Configure Management Network, or put the missing one back.",
                     ));
-                } else if facts.settled && !uplinks.is_empty() && !switch_linked(config, observed, &switch.name) {
+                } else if facts.settled
+                    && !uplinks.is_empty()
+                    && !switch_linked(config, observed, &switch.name)
+                {
                     problems.push(problem(
                         "no-link",
                         format!("{} has no link on {}.", switch.name, uplinks.join(", ")),

@@ -27,7 +27,9 @@ pub(crate) enum DocumentError {
         #[source]
         source: Box<toml::de::Error>,
     },
-    #[error("{path} has the schema {schema}, and this version of Keelson knows up to {SCHEMA}: it was written by a newer one")]
+    #[error(
+        "{path} has the schema {schema}, and this version of Keelson knows up to {SCHEMA}: it was written by a newer one"
+    )]
     Newer { path: String, schema: u32 },
     #[error("{path} is not valid")]
     Invalid {
@@ -76,7 +78,9 @@ impl Store {
     /// Saves `config`; the one that was there stays as the previous one, if it is usable.
     pub(crate) fn save(&self, config: &NetworkConfig) -> io::Result<()> {
         let text = toml::to_string_pretty(config).map_err(io::Error::other)?;
-        let text = format!("# The network of this host. netd writes it; change it by the console or the API.\n{text}");
+        let text = format!(
+            "# The network of this host. netd writes it; change it by the console or the API.\n{text}"
+        );
         if matches!(read(&self.current()), Ok(Some(ref present)) if present != config) {
             let present = fs::read(self.current())?;
             write_atomically(&self.previous(), &present)?;
@@ -101,8 +105,8 @@ fn read(path: &Path) -> Result<Option<NetworkConfig>, DocumentError> {
     if let Some(Head { schema }) = newer {
         return Err(DocumentError::Newer { path: name, schema });
     }
-    let config: NetworkConfig =
-        toml::from_str(&text).map_err(|e| DocumentError::Parse { path: name.clone(), source: Box::new(e) })?;
+    let config: NetworkConfig = toml::from_str(&text)
+        .map_err(|e| DocumentError::Parse { path: name.clone(), source: Box::new(e) })?;
     config.validate().map_err(|source| DocumentError::Invalid { path: name, source })?;
     Ok(Some(config))
 }

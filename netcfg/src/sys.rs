@@ -30,7 +30,13 @@ pub(crate) fn packet_socket(ifindex: u32, ethertype: u16, filter: &[Bpf]) -> io:
         let size = size_of::<libc::sock_fprog>() as libc::socklen_t;
         // SAFETY: `attached` and the `len` instructions that it points to live until the call returns; the kernel copies them.
         check(unsafe {
-            libc::setsockopt(fd.as_raw_fd(), libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, (&raw const attached).cast(), size)
+            libc::setsockopt(
+                fd.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_ATTACH_FILTER,
+                (&raw const attached).cast(),
+                size,
+            )
         })?;
     }
     // SAFETY: sockaddr_ll is plain integers, for which all zeroes is a value.

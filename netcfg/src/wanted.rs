@@ -74,8 +74,10 @@ pub(crate) fn settle(config: &mut NetworkConfig, observed: &Observed, settled: b
             used.extend(names.iter().cloned());
         }
     }
-    let mut candidates: Vec<(String, bool, Option<&str>)> =
-        nics.iter().filter_map(|l| Some((name_of(l.permanent_mac)?, l.linked(), l.master.as_deref()))).collect();
+    let mut candidates: Vec<(String, bool, Option<&str>)> = nics
+        .iter()
+        .filter_map(|l| Some((name_of(l.permanent_mac)?, l.linked(), l.master.as_deref())))
+        .collect();
     candidates.sort_by_key(|(name, ..)| names::number(name, "vmnic"));
     for switch in config.vswitches.iter_mut().filter(|s| s.uplinks == Uplinks::FirstLinked) {
         let mut free = candidates.iter().filter(|(name, ..)| !used.contains(name));
@@ -131,7 +133,8 @@ pub(crate) fn wanted(
             let tagged: BTreeSet<u16> = on_wire.map(|g| g.vlan).collect();
             let number = names::number(&switch.name, "vSwitch").unwrap_or(0);
             // A switch's own address never changes while it lives: guests' neighbours would see it flap.
-            let mac = observed.link(&switch.name).filter(|l| matches!(l.kind, Kind::Bridge(_))).map(|l| l.mac);
+            let mac =
+                observed.link(&switch.name).filter(|l| matches!(l.kind, Kind::Bridge(_))).map(|l| l.mac);
             WantedSwitch {
                 name: switch.name.clone(),
                 mac: mac.unwrap_or_else(|| names::derived_mac(base, names::SWITCH_MACS + number)),
@@ -159,7 +162,8 @@ pub(crate) fn wanted(
             Ipv4::Dhcp => dynamic.get(&adapter.name).map_or((None, None), |d| (Some(d.address), d.gateway)),
         };
         // Without a configured address the one that the adapter has stays: a restart of netd must not change it.
-        let existing = observed.link(&adapter.name).filter(|l| matches!(l.kind, Kind::Veth(_))).map(|l| l.mac);
+        let existing =
+            observed.link(&adapter.name).filter(|l| matches!(l.kind, Kind::Veth(_))).map(|l| l.mac);
         Some(WantedAdapter {
             name: adapter.name.clone(),
             mac: adapter.mac.or(existing).unwrap_or_else(|| names::derived_mac(base, number)),

@@ -46,15 +46,21 @@ fn a_lease_and_a_tap_outlive_a_crash_of_netd_untouched() {
         assert_eq!(adapter.addresses[0].to_string(), "192.0.2.100/24");
         let status = host.wait("the default route", SOON, |s| vmk0(s).gateway.is_some())?;
         assert_eq!(status.dns_servers, [Ipv4Addr::new(192, 0, 2, 1)]);
-        assert_eq!(status.nics.iter().map(|n| (n.name.as_str(), n.vswitch.as_deref())).collect::<Vec<_>>(), [
-            ("vmnic0", Some("vSwitch0")),
-            ("vmnic1", None)
-        ]);
+        assert_eq!(
+            status.nics.iter().map(|n| (n.name.as_str(), n.vswitch.as_deref())).collect::<Vec<_>>(),
+            [("vmnic0", Some("vSwitch0")), ("vmnic1", None)]
+        );
         assert!(reachable(Ipv4Addr::new(192, 0, 2, 100)));
-        assert!(std::fs::read_to_string(host.path("/run/keelson/resolv.conf"))?.contains("nameserver 192.0.2.1\n"));
+        assert!(
+            std::fs::read_to_string(host.path("/run/keelson/resolv.conf"))?
+                .contains("nameserver 192.0.2.1\n")
+        );
         let vm = Uuid::from_u128(7);
         let (name, tap) = host.client()?.open_tap(vm, 0, "VM Network")?;
-        assert!(matches!(refusal(host.client()?.open_tap(vm, 0, "Nowhere")), Refusal::NoSuchPortGroup { .. }));
+        assert!(matches!(
+            refusal(host.client()?.open_tap(vm, 0, "Nowhere")),
+            Refusal::NoSuchPortGroup { .. }
+        ));
         // What the network broadcasts reaches the guest.
         let outside = UdpSocket::bind("192.0.2.1:0")?;
         outside.set_broadcast(true)?;
@@ -70,8 +76,15 @@ fn a_lease_and_a_tap_outlive_a_crash_of_netd_untouched() {
         assert_eq!(vmk0(&after).addresses, vmk0(&before).addresses);
         assert_eq!(after.taps, before.taps);
         assert_eq!((after.taps[0].name.as_str(), after.taps[0].vm), (name.as_str(), vm));
-        let resumed = host.wait("the resumed lease", SOON, |s| vmk0(s).dhcp.as_ref().is_some_and(|d| d.server.is_some()))?;
-        assert!(vmk0(&resumed).dhcp.as_ref().and_then(|d| d.lease_left_s).is_some_and(|s| (3000..=3600).contains(&s)));
+        let resumed = host
+            .wait("the resumed lease", SOON, |s| vmk0(s).dhcp.as_ref().is_some_and(|d| d.server.is_some()))?;
+        assert!(
+            vmk0(&resumed)
+                .dhcp
+                .as_ref()
+                .and_then(|d| d.lease_left_s)
+                .is_some_and(|s| (3000..=3600).contains(&s))
+        );
         drop(monitor);
         let changes = std::fs::read_to_string(seen)?;
         // Making and removing the bridge that is asked for its abilities would be seen here too: none is made where one is.
@@ -91,7 +104,8 @@ fn a_lease_is_renewed_rebound_lost_and_found_again() {
         let server = DhcpServer::start("lab0", habits)?;
         host.start()?;
         let address = host.wait_address(AddressOrigin::Dhcp, SOON)?.addresses[0];
-        let renewed = server.wait_heard(0, SOON, |h| h.kind == MessageType::Request && h.ciaddr == address.addr())?;
+        let renewed =
+            server.wait_heard(0, SOON, |h| h.kind == MessageType::Request && h.ciaddr == address.addr())?;
         assert!(renewed.unicast, "{renewed:?}");
         server.set(|h| h.mood = Mood::DeafToUnicast);
         server.wait_heard(server.count(), SOON, |h| h.ciaddr == address.addr() && !h.unicast)?;
@@ -119,7 +133,9 @@ fn a_refused_request_is_told_and_tried_again() {
         let mut host = Host::new(1)?;
         let server = DhcpServer::start("lab0", Habits { mood: Mood::Refuses, ..Habits::default() })?;
         host.start()?;
-        let error = |s: &keelson_netcfg_control::NetworkStatus| vmk0(s).dhcp.as_ref().and_then(|d| d.last_error.clone());
+        let error = |s: &keelson_netcfg_control::NetworkStatus| {
+            vmk0(s).dhcp.as_ref().and_then(|d| d.last_error.clone())
+        };
         let told = host.wait("the refusal", SOON, |s| error(s).is_some())?;
         assert!(error(&told).is_some_and(|e| e.contains("not from here")));
         server.set(|h| h.mood = Mood::Answers);
@@ -156,7 +172,10 @@ fn a_static_address_is_set_saved_and_restored_and_bad_changes_change_nothing() {
         client.set(config.clone(), Some(status.revision))?;
         let (_, status) = client.get()?;
         let adapter = vmk0(&status).clone();
-        assert_eq!((adapter.origin, adapter.gateway), (AddressOrigin::Static, Some(Ipv4Addr::new(192, 0, 2, 1))));
+        assert_eq!(
+            (adapter.origin, adapter.gateway),
+            (AddressOrigin::Static, Some(Ipv4Addr::new(192, 0, 2, 1)))
+        );
         assert!(adapter.dhcp.is_none());
         assert!(reachable(Ipv4Addr::new(192, 0, 2, 20)));
         assert!(std::fs::read_to_string(host.path("/run/keelson/resolv.conf"))?.contains("192.0.2.53"));
@@ -164,14 +183,20 @@ fn a_static_address_is_set_saved_and_restored_and_bad_changes_change_nothing() {
         // Wrong, outdated, impossible, failing half-way: each is refused in its own words, and nothing changes.
         let mut wrong = now.clone();
         wrong.port_groups[0].vlan = 4095;
-        assert!(matches!(refusal(client.set(wrong, None)), Refusal::BadConfig(e) if e.field == "port_groups[0].vlan"));
+        assert!(
+            matches!(refusal(client.set(wrong, None)), Refusal::BadConfig(e) if e.field == "port_groups[0].vlan")
+        );
         assert!(matches!(refusal(client.set(now.clone(), Some(status.revision + 1))), Refusal::Stale { .. }));
         let mut tagged = now.clone();
         tagged.port_groups[0].vlan = 20;
         assert!(matches!(refusal(client.set(tagged, None)), Refusal::NotSupported(_)));
         host.inside("mount", &["-o", "bind,ro", "/proc/sys", "/proc/sys"])?;
         let mut more = now.clone();
-        more.vswitches.push(VSwitch { name: "vSwitch1".into(), uplinks: keelson_netcfg_control::Uplinks::Nics(vec![]), mtu: 1500 });
+        more.vswitches.push(VSwitch {
+            name: "vSwitch1".into(),
+            uplinks: keelson_netcfg_control::Uplinks::Nics(vec![]),
+            mtu: 1500,
+        });
         let failed = refusal(client.set(more, None));
         assert!(matches!(&failed, Refusal::Failed { what, .. } if what.contains("vSwitch1")), "{failed:?}");
         host.inside("umount", &["/proc/sys"])?;

@@ -33,7 +33,11 @@ impl Client {
     }
 
     /// The same, with descriptors both ways.
-    pub fn tell_with_fds(&mut self, request: &Request, fds: &[BorrowedFd<'_>]) -> Result<Vec<OwnedFd>, Error> {
+    pub fn tell_with_fds(
+        &mut self,
+        request: &Request,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Vec<OwnedFd>, Error> {
         match self.0.call_with_fds(request, fds)? {
             (Answer::Done, fds) => Ok(fds),
             _ => Err(out_of_place()),
@@ -81,5 +85,8 @@ impl Client {
 }
 
 fn out_of_place() -> Error {
-    CallError::Refused(Refusal::Failed { what: "a call to init".into(), why: "it answered something else than was asked".into() })
+    CallError::Refused(Refusal::Failed {
+        what: "a call to init".into(),
+        why: "it answered something else than was asked".into(),
+    })
 }

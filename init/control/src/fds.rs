@@ -38,7 +38,8 @@ pub fn take() -> Result<Given, FdsError> {
     let text = std::env::var(VARIABLE).unwrap_or_default();
     let mut numbers = Vec::new();
     for entry in text.split(',').filter(|e| !e.is_empty()) {
-        let parsed = entry.rsplit_once(':').and_then(|(name, n)| Some((name.to_owned(), n.parse::<i32>().ok()?)));
+        let parsed =
+            entry.rsplit_once(':').and_then(|(name, n)| Some((name.to_owned(), n.parse::<i32>().ok()?)));
         numbers.push(parsed.ok_or_else(|| FdsError::Malformed(entry.into()))?);
     }
     Ok(Given(crate::sys::adopt(&numbers)?))

@@ -177,7 +177,13 @@ mod tests {
 
     #[test]
     fn names_are_read_back() {
-        for id in [UnitId::Netd, UnitId::Hostd, UnitId::Dcui(Tty::Tty1), UnitId::Dcui(Tty::TtyS0), UnitId::Vm(Uuid::nil())] {
+        for id in [
+            UnitId::Netd,
+            UnitId::Hostd,
+            UnitId::Dcui(Tty::Tty1),
+            UnitId::Dcui(Tty::TtyS0),
+            UnitId::Vm(Uuid::nil()),
+        ] {
             assert_eq!(id.to_string().parse::<UnitId>(), Ok(id));
         }
         for wrong in ["", "vm/", "vm/../netd", "dcui", "dcui/tty2", "netd "] {

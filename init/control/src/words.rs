@@ -116,7 +116,8 @@ impl HostWords {
             None => (word.trim(), ""),
         };
         if let Err(problem) = self.set(key, value) {
-            let word = if key == "root_hash" { format!("{key}=…") } else { word.chars().take(120).collect() };
+            let word =
+                if key == "root_hash" { format!("{key}=…") } else { word.chars().take(120).collect() };
             errors.push(WordError { origin: origin.into(), word, problem });
         }
     }
@@ -178,10 +179,17 @@ impl HostWords {
 /// Whether `name` is a host name (RFC 1123, 2.1): labels of letters, digits and inner hyphens, 63 characters at most each.
 pub fn check_hostname(name: &str) -> Result<(), String> {
     let label = |l: &str| {
-        !l.is_empty() && l.len() <= 63 && !l.starts_with('-') && !l.ends_with('-') && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
+        !l.is_empty()
+            && l.len() <= 63
+            && !l.starts_with('-')
+            && !l.ends_with('-')
+            && l.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-')
     };
     if name.len() > 253 || !name.split('.').all(label) {
-        return Err("it must be a host name: letters, digits and inner hyphens, in parts of at most 63 characters".into());
+        return Err(
+            "it must be a host name: letters, digits and inner hyphens, in parts of at most 63 characters"
+                .into(),
+        );
     }
     Ok(())
 }
@@ -207,7 +215,8 @@ mod tests {
 
     #[test]
     fn a_file_is_read_with_line_numbers() {
-        let (words, errors) = parse_file("\u{feff}# a comment\n\naddress = dhcp\r\nhostname = -bad-\nvlan=20\n");
+        let (words, errors) =
+            parse_file("\u{feff}# a comment\n\naddress = dhcp\r\nhostname = -bad-\nvlan=20\n");
         assert_eq!((words.address, words.vlan), (Some(AddressWord::Dhcp), Some(20)));
         assert_eq!(errors[0].origin, "keelson.conf line 4");
     }

@@ -32,8 +32,11 @@ pub(crate) fn all() -> Vec<Volume> {
             continue;
         }
         // The link leads to `…/block/vda/vda2`: the directory above a partition is its disk.
-        let number = fs::read_to_string(entry.path().join("partition")).ok().and_then(|n| n.trim().parse().ok());
-        let disk = fs::read_link(entry.path()).ok().and_then(|link| Some(link.parent()?.file_name()?.to_str()?.to_owned()));
+        let number =
+            fs::read_to_string(entry.path().join("partition")).ok().and_then(|n| n.trim().parse().ok());
+        let disk = fs::read_link(entry.path())
+            .ok()
+            .and_then(|link| Some(link.parent()?.file_name()?.to_str()?.to_owned()));
         found.push(Volume { name, part_of: number.and_then(|number| Some((disk?, number))) });
     }
     found.sort();
@@ -60,7 +63,8 @@ pub(crate) fn attribute(name: &str, attribute: &str) -> Option<u64> {
 /// The partition table of a disk.
 pub(crate) fn table(disk: &str) -> Vec<gpt::Entry> {
     let device = Path::new("/dev").join(disk);
-    let block = attribute(disk, "queue/logical_block_size").filter(|b| (512..=4096).contains(b)).unwrap_or(512);
+    let block =
+        attribute(disk, "queue/logical_block_size").filter(|b| (512..=4096).contains(b)).unwrap_or(512);
     let read = || -> Option<Vec<gpt::Entry>> {
         let header = gpt::header(&read_at(&device, block, 512).ok()?)?;
         let length = usize::try_from(u64::from(header.entries) * u64::from(header.entry_size)).ok()?;

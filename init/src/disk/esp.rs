@@ -9,7 +9,8 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use super::devices::{self, Volume};
 
 /// The variable in which systemd's stub says which partition it was loaded from (systemd's Boot Loader Interface).
-const LOADED_FROM: &str = "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
+const LOADED_FROM: &str =
+    "/sys/firmware/efi/efivars/LoaderDevicePartUUID-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f";
 /// Where the ESP is mounted for a moment.
 const AT: &str = "/run/keelson/esp";
 /// The file.
@@ -34,7 +35,8 @@ pub(crate) fn boot_partition() -> Option<String> {
 
 /// A variable's value: four bytes of attributes, then UTF-16 with a NUL.
 fn variable(bytes: &[u8]) -> Option<String> {
-    let pairs = bytes.get(4..)?.chunks_exact(2).filter_map(|pair| Some(u16::from_le_bytes(pair.try_into().ok()?)));
+    let pairs =
+        bytes.get(4..)?.chunks_exact(2).filter_map(|pair| Some(u16::from_le_bytes(pair.try_into().ok()?)));
     let units: Vec<u16> = pairs.take_while(|unit| *unit != 0).collect();
     let text = String::from_utf16(&units).ok()?;
     (text.len() == 36).then(|| text.to_ascii_lowercase())
@@ -58,10 +60,14 @@ pub(crate) fn keelson_conf(state_device: Option<&str>) -> Found {
     let beside = || {
         let state = volumes.iter().find(|v| state_device == Some(&v.device().display().to_string()))?;
         let disk = &state.part_of.as_ref()?.0;
-        volumes.iter().find(|v| v.part_of.as_ref().is_some_and(|(d, _)| d == disk) && is(v, |e| e.is_esp)).cloned()
+        volumes
+            .iter()
+            .find(|v| v.part_of.as_ref().is_some_and(|(d, _)| d == disk) && is(v, |e| e.is_esp))
+            .cloned()
     };
     let Some(volume) = booted.or_else(beside) else { return Found::Nothing };
-    read(&volume.device()).unwrap_or_else(|e| Found::Unreadable(format!("{} on {}: {e}", FILE, volume.device().display())))
+    read(&volume.device())
+        .unwrap_or_else(|e| Found::Unreadable(format!("{} on {}: {e}", FILE, volume.device().display())))
 }
 
 fn read(device: &Path) -> std::io::Result<Found> {

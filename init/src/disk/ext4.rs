@@ -54,7 +54,10 @@ mod tests {
     fn what_mkfs_made_is_read() {
         let file = tempfile::NamedTempFile::new().unwrap();
         file.as_file().set_len(64 << 20).unwrap();
-        let mkfs = std::process::Command::new("mkfs.ext4").args(["-q", "-F", "-b", "4096", "-L", "KEELSON-STATE"]).arg(file.path()).status();
+        let mkfs = std::process::Command::new("mkfs.ext4")
+            .args(["-q", "-F", "-b", "4096", "-L", "KEELSON-STATE"])
+            .arg(file.path())
+            .status();
         let Ok(status) = mkfs else {
             eprintln!("SKIPPED: there is no mkfs.ext4 here");
             return;
@@ -62,7 +65,10 @@ mod tests {
         assert!(status.success());
         let bytes = std::fs::read(file.path()).unwrap();
         let found = parse(&bytes[1024..2048]).unwrap();
-        assert_eq!((found.label.as_str(), found.block_size, found.bytes()), ("KEELSON-STATE", 4096, 64 << 20));
+        assert_eq!(
+            (found.label.as_str(), found.block_size, found.bytes()),
+            ("KEELSON-STATE", 4096, 64 << 20)
+        );
     }
 
     proptest! {

@@ -2,7 +2,8 @@
 //! does not tell: types, names and GUIDs.
 
 /// The type of an EFI system partition, as the bytes lie on disk.
-const ESP: [u8; 16] = [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
+const ESP: [u8; 16] =
+    [0x28, 0x73, 0x2a, 0xc1, 0x1f, 0xf8, 0xd2, 0x11, 0xba, 0x4b, 0x00, 0xa0, 0xc9, 0x3e, 0xc9, 0x3b];
 /// The most entries that are read, and their largest size: 128 of 128 bytes are usual.
 const ENTRIES_MAX: u32 = 1024;
 const ENTRY_MAX: u32 = 4096;
@@ -38,7 +39,11 @@ fn u64_at(bytes: &[u8], at: usize) -> Option<u64> {
 /// Reads the header, which is the disk's second logical block.
 pub(crate) fn header(block: &[u8]) -> Option<Header> {
     block.strip_prefix(b"EFI PART")?;
-    let header = Header { entries_at: u64_at(block, 72)?, entries: u32_at(block, 80)?, entry_size: u32_at(block, 84)? };
+    let header = Header {
+        entries_at: u64_at(block, 72)?,
+        entries: u32_at(block, 80)?,
+        entry_size: u32_at(block, 84)?,
+    };
     let sane = header.entries <= ENTRIES_MAX && (128..=ENTRY_MAX).contains(&header.entry_size);
     sane.then_some(header)
 }
@@ -46,7 +51,10 @@ pub(crate) fn header(block: &[u8]) -> Option<Header> {
 /// Reads the entries.
 pub(crate) fn entries(header: Header, bytes: &[u8]) -> Vec<Entry> {
     let size = usize::try_from(header.entry_size).unwrap_or(usize::MAX).max(128);
-    (1..=header.entries).zip(bytes.chunks_exact(size)).filter_map(|(number, bytes)| entry(number, bytes)).collect()
+    (1..=header.entries)
+        .zip(bytes.chunks_exact(size))
+        .filter_map(|(number, bytes)| entry(number, bytes))
+        .collect()
 }
 
 fn entry(number: u32, bytes: &[u8]) -> Option<Entry> {
@@ -55,7 +63,10 @@ fn entry(number: u32, bytes: &[u8]) -> Option<Entry> {
         return None;
     }
     let guid: [u8; 16] = bytes.get(16..32)?.try_into().ok()?;
-    let units = bytes.get(56..128)?.chunks_exact(2).filter_map(|pair| Some(u16::from_le_bytes(pair.try_into().ok()?)));
+    let units = bytes
+        .get(56..128)?
+        .chunks_exact(2)
+        .filter_map(|pair| Some(u16::from_le_bytes(pair.try_into().ok()?)));
     let units: Vec<u16> = units.take_while(|unit| *unit != 0).collect();
     Some(Entry { number, is_esp: kind == ESP, guid: spell(guid), name: String::from_utf16_lossy(&units) })
 }
@@ -107,7 +118,10 @@ mod tests {
         let at = usize::try_from(header.entries_at).unwrap() * 512;
         let found = entries(header, &bytes[at..at + 128 * 128]);
         assert_eq!(found.len(), 2);
-        assert_eq!((found[0].is_esp, found[0].guid.clone(), found[0].name.as_str()), (true, guid.to_string(), "KEELSON-ESP"));
+        assert_eq!(
+            (found[0].is_esp, found[0].guid.clone(), found[0].name.as_str()),
+            (true, guid.to_string(), "KEELSON-ESP")
+        );
         assert_eq!((found[1].number, found[1].is_esp, found[1].name.as_str()), (2, false, "KEELSON-STATE"));
     }
 

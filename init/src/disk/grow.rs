@@ -46,7 +46,8 @@ pub(crate) enum GrowError {
 pub(crate) fn partition(volume: &Volume) -> Result<bool, GrowError> {
     let Some((disk, number)) = &volume.part_of else { return Ok(false) };
     let sectors = |name: &str, what: &str| attribute(name, what).unwrap_or(0).saturating_mul(512);
-    let (size, start, length) = (sectors(disk, "size"), sectors(&volume.name, "start"), sectors(&volume.name, "size"));
+    let (size, start, length) =
+        (sectors(disk, "size"), sectors(&volume.name, "start"), sectors(&volume.name, "size"));
     // A partition behind it ends the matter. The table itself takes the last 17 KiB, or more with large blocks.
     let behind = super::devices::all().iter().any(|other| {
         other.part_of.as_ref().is_some_and(|(d, _)| d == disk) && sectors(&other.name, "start") > start
@@ -74,7 +75,11 @@ pub(crate) fn partition(volume: &Volume) -> Result<bool, GrowError> {
 }
 
 /// Grows the mounted file system to the partition's size. Also when only the partition grew before a power cut.
-pub(crate) fn file_system(volume: &Volume, superblock: &Superblock, mounted: &Path) -> Result<bool, GrowError> {
+pub(crate) fn file_system(
+    volume: &Volume,
+    superblock: &Superblock,
+    mounted: &Path,
+) -> Result<bool, GrowError> {
     let device = volume.device().display().to_string();
     let open = |path: &Path| {
         File::open(path).map_err(|source| GrowError::Open { device: path.display().to_string(), source })
@@ -107,7 +112,11 @@ fn rewrite(arguments: &[String]) -> Result<(), String> {
     let text = |e: &dyn std::fmt::Display| e.to_string();
     let name = Path::new(disk).file_name().and_then(|n| n.to_str()).unwrap_or_default();
     let block = attribute(name, "queue/logical_block_size").unwrap_or(512);
-    let size = if block == 4096 { ::gpt::disk::LogicalBlockSize::Lb4096 } else { ::gpt::disk::LogicalBlockSize::Lb512 };
+    let size = if block == 4096 {
+        ::gpt::disk::LogicalBlockSize::Lb4096
+    } else {
+        ::gpt::disk::LogicalBlockSize::Lb512
+    };
     let file = OpenOptions::new().read(true).write(true).open(disk).map_err(|e| text(&e))?;
     // The backup is not where the header says once the disk has grown, so only the primary counts.
     let config = ::gpt::GptConfig::new().writable(true).only_valid_headers(false).logical_block_size(size);
@@ -148,7 +157,9 @@ mod tests {
             flags: 0,
             name: "x".into(),
         };
-        table.update_partitions(BTreeMap::from([(1, part(1, 2048, 4095)), (2, part(2, 4096, 30_719))])).unwrap();
+        table
+            .update_partitions(BTreeMap::from([(1, part(1, 2048, 4095)), (2, part(2, 4096, 30_719))]))
+            .unwrap();
         table.write().unwrap();
         file.as_file().set_len(256 << 20).unwrap();
 

@@ -127,9 +127,16 @@ fn use_volume(host: &Host, volume: &Volume) -> bool {
     if let Some(superblock) = devices::superblock(&volume.device()) {
         growing(grow::file_system(volume, &superblock, Path::new("/state")));
     }
-    let bytes = nix::sys::statvfs::statvfs("/state").map(|v| v.blocks().saturating_mul(v.fragment_size())).unwrap_or(0);
+    let bytes = nix::sys::statvfs::statvfs("/state")
+        .map(|v| v.blocks().saturating_mul(v.fragment_size()))
+        .unwrap_or(0);
     let state = StateVolume { device: volume.device().display().to_string(), bytes, grown };
-    log::info!("the state partition is {} ({} MiB{})", state.device, bytes >> 20, if grown { ", grown now" } else { "" });
+    log::info!(
+        "the state partition is {} ({} MiB{})",
+        state.device,
+        bytes >> 20,
+        if grown { ", grown now" } else { "" }
+    );
     host.lock().boot.state = Some(state);
     true
 }
@@ -160,7 +167,9 @@ fn check(device: &Path) -> Result<(), String> {
             log::warn!("e2fsck repaired the state partition (code {code}): {last}");
             Ok(())
         }
-        Some(code) => Err(format!("e2fsck could not repair it (code {code}): {}", output.trim().replace('\n', "; "))),
+        Some(code) => {
+            Err(format!("e2fsck could not repair it (code {code}): {}", output.trim().replace('\n', "; ")))
+        }
         None => Err("e2fsck was ended by a signal".into()),
     }
 }

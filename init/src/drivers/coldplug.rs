@@ -41,7 +41,11 @@ fn pci_class(modalias: &str) -> Option<(u8, u8)> {
 pub(crate) fn is_storage(modalias: &str) -> bool {
     match pci_class(modalias) {
         Some((class, _)) => class == 0x01,
-        None => modalias == "virtio:d00000002v00001AF4" || modalias == "virtio:d00000008v00001AF4" || modalias.starts_with("scsi:"),
+        None => {
+            modalias == "virtio:d00000002v00001AF4"
+                || modalias == "virtio:d00000008v00001AF4"
+                || modalias.starts_with("scsi:")
+        }
     }
 }
 
@@ -57,7 +61,8 @@ pub(crate) fn is_network(modalias: &str) -> bool {
 /// have is there when loading returns.
 pub(crate) fn is_slow_storage(modalias: &str) -> bool {
     // A virtual controller calls itself SCSI, and has nothing to spin up.
-    !modalias.starts_with("pci:v00001AF4") && matches!(pci_class(modalias), Some((0x01, 0x00 | 0x04 | 0x07 | 0x08) | (0x0c, 0x03 | 0x04)))
+    !modalias.starts_with("pci:v00001AF4")
+        && matches!(pci_class(modalias), Some((0x01, 0x00 | 0x04 | 0x07 | 0x08) | (0x0c, 0x03 | 0x04)))
 }
 
 #[cfg(test)]

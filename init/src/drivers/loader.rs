@@ -56,7 +56,9 @@ impl Loader {
                 Some(Status::Failed(e)) => return Err(*e),
                 None => break,
                 // Another thread is at it; a module is only marked while the kernel loads it, so this ends.
-                Some(Status::Loading) => states = self.changed.wait(states).unwrap_or_else(PoisonError::into_inner),
+                Some(Status::Loading) => {
+                    states = self.changed.wait(states).unwrap_or_else(PoisonError::into_inner)
+                }
             }
         }
         states.insert(name.to_owned(), Status::Loading);
@@ -73,7 +75,8 @@ impl Loader {
 
     fn insert(&self, name: &str) -> Result<(), Errno> {
         let path = self.tables.path(name).ok_or(Errno::ENOENT)?;
-        let file = File::open(self.dir.join(path)).map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
+        let file = File::open(self.dir.join(path))
+            .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
         let compressed = !path.ends_with(".ko");
         match sys::module::load(&file, compressed, c"") {
             Err(Errno::EEXIST) => Ok(()),

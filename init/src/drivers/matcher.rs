@@ -95,11 +95,23 @@ mod tests {
     #[test]
     fn patterns_of_real_drivers() {
         for (pattern, name, covered) in [
-            ("pci:v00001AF4d00001041sv*sd*bc*sc*i*", "pci:v00001AF4d00001041sv00001AF4sd00001100bc02sc00i00", true),
-            ("pci:v00001AF4d00001042sv*sd*bc*sc*i*", "pci:v00001AF4d00001041sv00001AF4sd00001100bc02sc00i00", false),
+            (
+                "pci:v00001AF4d00001041sv*sd*bc*sc*i*",
+                "pci:v00001AF4d00001041sv00001AF4sd00001100bc02sc00i00",
+                true,
+            ),
+            (
+                "pci:v00001AF4d00001042sv*sd*bc*sc*i*",
+                "pci:v00001AF4d00001041sv00001AF4sd00001100bc02sc00i00",
+                false,
+            ),
             ("pci:v*d*sv*sd*bc01sc06i01*", "pci:v00008086d00002922sv00001AF4sd00001100bc01sc06i01", true),
             ("virtio:d00000002v*", "virtio:d00000002v00001AF4", true),
-            ("usb:v0BDAp8152d*dc*dsc*dp*icFFisc*ip*in*", "usb:v0BDAp8152d2000dc00dsc00dp00icFFiscFFip00in00", true),
+            (
+                "usb:v0BDAp8152d*dc*dsc*dp*icFFisc*ip*in*",
+                "usb:v0BDAp8152d2000dc00dsc00dp00icFFiscFFip00in00",
+                true,
+            ),
             ("usb:v1D6Bp000[1-3]d*", "usb:v1D6Bp0002d0612", true),
             ("usb:v1D6Bp000[!1-3]d*", "usb:v1D6Bp0002d0612", false),
             ("acpi*:PNP0501:*", "acpi:PNP0501:PNP0500:", true),
@@ -107,7 +119,11 @@ mod tests {
             ("*", "", true),
             ("", "", true),
             ("a[", "a", false),
-            ("x86cpu:type:x86,ven*fam*mod*:feature:*0094*", "x86cpu:type:x86,ven0002fam0017mod0001:feature:,0001,0094,", true),
+            (
+                "x86cpu:type:x86,ven*fam*mod*:feature:*0094*",
+                "x86cpu:type:x86,ven0002fam0017mod0001:feature:,0001,0094,",
+                true,
+            ),
         ] {
             assert_eq!(covers(pattern, name), covered, "{pattern} {name}");
         }
@@ -117,7 +133,9 @@ mod tests {
     fn plainly(pattern: &[u8], name: &[u8]) -> bool {
         match (pattern.split_first(), name.split_first()) {
             (None, None) => true,
-            (Some((b'*', rest)), _) => plainly(rest, name) || (!name.is_empty() && plainly(pattern, &name[1..])),
+            (Some((b'*', rest)), _) => {
+                plainly(rest, name) || (!name.is_empty() && plainly(pattern, &name[1..]))
+            }
             (Some((b'?', rest)), Some((_, tail))) => plainly(rest, tail),
             (Some((a, rest)), Some((b, tail))) => a == b && plainly(rest, tail),
             _ => false,

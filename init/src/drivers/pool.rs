@@ -51,7 +51,8 @@ impl Drivers {
     pub(crate) fn begin() -> Arc<Self> {
         // The socket first: what is announced while the tree is walked must not be lost.
         let socket = uevent::open();
-        let drivers = Arc::new(Self { loader: Loader::new(), work: Mutex::default(), changed: Condvar::new() });
+        let drivers =
+            Arc::new(Self { loader: Loader::new(), work: Mutex::default(), changed: Condvar::new() });
         if drivers.loader.tables.len() == 0 {
             log::warn!("there are no drivers for this kernel in /lib/modules; only what is built in works");
         }
@@ -96,7 +97,8 @@ impl Drivers {
         let fixed = fixed::read(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
         let wanted = coldplug::wanted(Path::new("/sys/devices"));
         let mut jobs: Vec<(Stage, String)> = Vec::new();
-        let mut by_list = |stage, names: &[String]| jobs.extend(names.iter().map(|name| (stage, name.clone())));
+        let mut by_list =
+            |stage, names: &[String]| jobs.extend(names.iter().map(|name| (stage, name.clone())));
         by_list(Stage::Storage, &fixed.storage);
         by_list(Stage::Network, &fixed.network);
         by_list(Stage::Machines, &fixed.machines);
@@ -116,7 +118,10 @@ impl Drivers {
     }
 
     fn announced(&self, event: uevent::Uevent) {
-        let found = event.modalias.filter(|_| event.action == "add").map(|m| (stage(&m), self.loader.tables.answering(&m)));
+        let found = event
+            .modalias
+            .filter(|_| event.action == "add")
+            .map(|m| (stage(&m), self.loader.tables.answering(&m)));
         let mut work = self.lock();
         if event.subsystem == "block" {
             work.block_events += 1;

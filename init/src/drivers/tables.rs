@@ -105,7 +105,9 @@ impl Tables {
         for key in keys {
             if seen.insert(key) {
                 let filed = self.aliases.get(key).into_iter().flatten();
-                found.extend(filed.filter(|(pattern, _)| covers(pattern, wanted)).map(|(_, module)| module.clone()));
+                found.extend(
+                    filed.filter(|(pattern, _)| covers(pattern, wanted)).map(|(_, module)| module.clone()),
+                );
             }
         }
         found.into_iter().collect()

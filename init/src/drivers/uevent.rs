@@ -60,7 +60,8 @@ mod tests {
 
     #[test]
     fn an_announcement_is_read() {
-        let event = parse(b"add@/devices/x\0ACTION=add\0SUBSYSTEM=block\0MODALIAS=scsi:t-0x00\0SEQNUM=7\0").unwrap();
+        let event =
+            parse(b"add@/devices/x\0ACTION=add\0SUBSYSTEM=block\0MODALIAS=scsi:t-0x00\0SEQNUM=7\0").unwrap();
         let modalias = Some("scsi:t-0x00".to_owned());
         assert_eq!(event, Uevent { action: "add".into(), subsystem: "block".into(), modalias });
         assert_eq!(parse(b"libudev\0ACTION=add\0"), None);

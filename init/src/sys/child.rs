@@ -186,7 +186,8 @@ fn steps(prepared: &Prepared<'_>) -> Result<(), Errno> {
         call_long(libc::syscall(libc::SYS_setresgid, plan.gid, plan.gid, plan.gid))?;
         for capability in 0..CAPABILITIES_END {
             if plan.capabilities & (1 << capability) == 0
-                && libc::prctl(libc::PR_CAPBSET_DROP, capability, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong) != 0
+                && libc::prctl(libc::PR_CAPBSET_DROP, capability, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong)
+                    != 0
             {
                 break;
             }
@@ -206,7 +207,9 @@ fn steps(prepared: &Prepared<'_>) -> Result<(), Errno> {
         call(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1 as c_ulong, 0 as c_ulong, 0 as c_ulong, 0 as c_ulong))?;
         let empty: &CStr = c"";
         match &plan.program {
-            Program::Path(path) => call(libc::execve(path.as_ptr(), prepared.argv.as_ptr(), prepared.envp.as_ptr())),
+            Program::Path(path) => {
+                call(libc::execve(path.as_ptr(), prepared.argv.as_ptr(), prepared.envp.as_ptr()))
+            }
             Program::Open(file) => {
                 let (argv, envp) = (prepared.argv.as_ptr().cast(), prepared.envp.as_ptr().cast());
                 call(libc::execveat(file.as_raw_fd(), empty.as_ptr(), argv, envp, libc::AT_EMPTY_PATH))

@@ -44,7 +44,12 @@ pub(crate) fn device_size(device: BorrowedFd<'_>) -> Result<u64, Errno> {
 }
 
 /// Tells the kernel a partition's new length; the start must be the old one. In bytes.
-pub(crate) fn resize_partition(disk: BorrowedFd<'_>, number: i32, start: u64, length: u64) -> Result<(), Errno> {
+pub(crate) fn resize_partition(
+    disk: BorrowedFd<'_>,
+    number: i32,
+    start: u64,
+    length: u64,
+) -> Result<(), Errno> {
     let signed = |v: u64| i64::try_from(v).map_err(|_| Errno::EOVERFLOW);
     let mut partition = raw::BlkpgPartition {
         start: signed(start)?,

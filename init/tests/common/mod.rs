@@ -22,7 +22,9 @@ pub struct LightHost {
 
 /// Whether namespaces can be made here; a test that cannot run says so, and fails where the lab is required.
 pub fn permitted() -> bool {
-    let probe = Command::new("unshare").args(["--fork", "--pid", "--mount", "--net", "--uts", "--ipc", "true"]).output();
+    let probe = Command::new("unshare")
+        .args(["--fork", "--pid", "--mount", "--net", "--uts", "--ipc", "true"])
+        .output();
     let why = match probe {
         Ok(output) if output.status.success() => return true,
         Ok(output) => String::from_utf8_lossy(&output.stderr).trim().to_owned(),
@@ -49,7 +51,12 @@ impl Builder {
         // As the lab does: a /dev that is there already is not covered.
         let null = nix::sys::stat::makedev(1, 3);
         let kind = nix::sys::stat::SFlag::S_IFCHR;
-        let _ = nix::sys::stat::mknod(&dir.path().join("dev/null"), kind, nix::sys::stat::Mode::from_bits_truncate(0o666), null);
+        let _ = nix::sys::stat::mknod(
+            &dir.path().join("dev/null"),
+            kind,
+            nix::sys::stat::Mode::from_bits_truncate(0o666),
+            null,
+        );
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let stand_in = dir.path().join("bin/stand-in");
         fs::copy(env!("CARGO_BIN_EXE_init-stand-in"), &stand_in).unwrap();
@@ -87,7 +94,8 @@ impl Builder {
         });
         let began = Instant::now();
         let init = loop {
-            let children = fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
+            let children =
+                fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
             if let Some(pid) = children.split_whitespace().next().and_then(|p| p.parse().ok())
                 && socket(pid).exists()
             {
@@ -149,7 +157,10 @@ impl LightHost {
             if let Some(line) = lines.iter().find(|l| l.text.contains(text)) {
                 return line.text.clone();
             }
-            assert!(began.elapsed() < PATIENCE, "no `{text}` in the log of {source}; its last lines: {lines:#?}");
+            assert!(
+                began.elapsed() < PATIENCE,
+                "no `{text}` in the log of {source}; its last lines: {lines:#?}"
+            );
             match lines.last() {
                 Some(last) => since = last.seq + 1,
                 None => std::thread::sleep(Duration::from_millis(5)),

@@ -72,7 +72,13 @@ fn orphan() {
 
 fn status(key: &str) -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    status.lines().find_map(|l| l.strip_prefix(key)).unwrap_or_default().split_whitespace().collect::<Vec<_>>().join(",")
+    status
+        .lines()
+        .find_map(|l| l.strip_prefix(key))
+        .unwrap_or_default()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(",")
 }
 
 fn report(given: &fds::Given) {

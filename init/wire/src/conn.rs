@@ -96,7 +96,10 @@ impl Conn {
     pub fn has_input(&self) -> bool {
         let mut byte = [0u8; 1];
         let flags = MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT;
-        !matches!(nix::sys::socket::recv(self.stream.as_raw_fd(), &mut byte, flags), Err(nix::errno::Errno::EAGAIN))
+        !matches!(
+            nix::sys::socket::recv(self.stream.as_raw_fd(), &mut byte, flags),
+            Err(nix::errno::Errno::EAGAIN)
+        )
     }
 
     /// Who is at the other end.
@@ -114,7 +117,8 @@ impl Conn {
         if fds.len() > MAX_FDS {
             return Err(WireError::TooManyFds);
         }
-        let length = u32::try_from(body.len()).map_err(|_| WireError::TooLong { length: body.len() })?.to_le_bytes();
+        let length =
+            u32::try_from(body.len()).map_err(|_| WireError::TooLong { length: body.len() })?.to_le_bytes();
         let raw: Vec<RawFd> = fds.iter().map(AsRawFd::as_raw_fd).collect();
         let rights = [ControlMessage::ScmRights(&raw)];
         let mut frame = Vec::with_capacity(4 + body.len());
@@ -143,7 +147,9 @@ impl Conn {
             return Ok(None);
         }
         let mut stream = &self.stream;
-        let cut = |e: io::Error| if e.kind() == io::ErrorKind::UnexpectedEof { WireError::Cut } else { WireError::Io(e) };
+        let cut = |e: io::Error| {
+            if e.kind() == io::ErrorKind::UnexpectedEof { WireError::Cut } else { WireError::Io(e) }
+        };
         stream.read_exact(head.get_mut(got..).unwrap_or_default()).map_err(cut)?;
         let length = u32::from_le_bytes(head) as usize;
         if length > MAX_FRAME {

@@ -74,13 +74,20 @@ mod tests {
         let path = dir.path().join("test.sock");
         let listener = Listener::bind(&path).unwrap();
         std::thread::spawn(move || {
-            serve(&listener, |_| true, |request: u32, _, _| -> Served<u32, String, u32> {
-                match request {
-                    0 => Served::Refused("zero".into()),
-                    9 => Served::Stream(3, Box::new(|stream| (0..3).for_each(|n| stream.send(&n).unwrap()))),
-                    n => Served::Answer(n + 1, vec![]),
-                }
-            })
+            serve(
+                &listener,
+                |_| true,
+                |request: u32, _, _| -> Served<u32, String, u32> {
+                    match request {
+                        0 => Served::Refused("zero".into()),
+                        9 => Served::Stream(
+                            3,
+                            Box::new(|stream| (0..3).for_each(|n| stream.send(&n).unwrap())),
+                        ),
+                        n => Served::Answer(n + 1, vec![]),
+                    }
+                },
+            )
         });
         let mut client = Client::<u32, u32, String>::connect(&path).unwrap();
         assert_eq!(client.call(&4).unwrap(), 5);

@@ -82,7 +82,11 @@ where
     }
 
     /// Asks, with descriptors both ways.
-    pub fn call_with_fds(&mut self, request: &Q, fds: &[BorrowedFd<'_>]) -> Result<(A, Vec<OwnedFd>), CallError<R>> {
+    pub fn call_with_fds(
+        &mut self,
+        request: &Q,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<(A, Vec<OwnedFd>), CallError<R>> {
         self.conn.send(request, fds).map_err(|e| self.broken(e))?;
         match self.conn.recv::<Reply<A, R>>().map_err(|e| self.broken(e))? {
             None => Err(self.broken(WireError::Cut)),
@@ -174,7 +178,12 @@ where
     loop {
         let conn = match listener.accept() {
             Ok(conn) => conn,
-            Err(e) if matches!(e.raw_os_error(), Some(libc_errno::EMFILE | libc_errno::ENFILE | libc_errno::ECONNABORTED)) => {
+            Err(e)
+                if matches!(
+                    e.raw_os_error(),
+                    Some(libc_errno::EMFILE | libc_errno::ENFILE | libc_errno::ECONNABORTED)
+                ) =>
+            {
                 // Out of descriptors: the connections that exist go on, and give theirs back when they end.
                 log::warn!("a control connection could not be accepted: {e}");
                 std::thread::yield_now();
@@ -188,7 +197,8 @@ where
             continue;
         }
         let handle = Arc::clone(&handle);
-        let spawned = std::thread::Builder::new().name("control".into()).spawn(move || converse(conn, peer, &*handle));
+        let spawned =
+            std::thread::Builder::new().name("control".into()).spawn(move || converse(conn, peer, &*handle));
         if let Err(e) = spawned {
             log::warn!("no thread for a control connection: {e}");
         }
@@ -215,7 +225,12 @@ where
             Ok(Some(frame)) => frame,
             Ok(None) => return,
             Err(e) => {
-                log::warn!("a control message of uid {} (pid {}) was dropped: {e}: {:?}", peer.uid, peer.pid, std::error::Error::source(&e));
+                log::warn!(
+                    "a control message of uid {} (pid {}) was dropped: {e}: {:?}",
+                    peer.uid,
+                    peer.pid,
+                    std::error::Error::source(&e)
+                );
                 return;
             }
         };

@@ -47,8 +47,14 @@ mod vm;
 pub use account::{IssuedToken, Login, NewToken, PasswordChange, Session, Token};
 pub use datastore::{Datastore, FileEntry, FileKind};
 pub use fault::{Fault, Problem};
-pub use host::{Condition, Cpu, Health, Host, HostPower, HostPowerAction, HostUpdate, Identity, KvmStatus, LogLine, Memory, Step};
-pub use network::{AdapterUpdate, Address, Dns, Ipv4Setting, Network, NetworkUpdate, Nic, Origin, PortGroup, Service, VSwitch, VmkAdapter};
+pub use host::{
+    Condition, Cpu, Health, Host, HostPower, HostPowerAction, HostUpdate, Identity, KvmStatus, LogLine,
+    Memory, Step,
+};
+pub use network::{
+    AdapterUpdate, Address, Dns, Ipv4Setting, Network, NetworkUpdate, Nic, Origin, PortGroup, Service,
+    VSwitch, VmkAdapter,
+};
 pub use task::{Task, TaskState};
 pub use uuid::Uuid;
 pub use vm::{DiskSpec, NicSpec, PowerState, Vm, VmDisk, VmNic, VmPower, VmPowerAction, VmSpec, VmUpdate};

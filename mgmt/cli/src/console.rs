@@ -43,8 +43,17 @@ pub(crate) fn run(client: &Client, vm: &Vm, log_only: bool) -> Result<(), Failur
         eprint!("Connected to the console of {}. Ctrl-] quits.\r\n", vm.name);
     }
     let (tell, told) = channel();
-    spawn("output", { let tell = tell.clone(); move || { let _ = tell.send(copy_out(stream)); } })?;
-    spawn("input", { let (client, id, tell) = (client.clone(), vm.id, tell); let is_terminal = raw.is_some(); move || type_in(&client, id, std::io::stdin(), is_terminal, &tell) })?;
+    spawn("output", {
+        let tell = tell.clone();
+        move || {
+            let _ = tell.send(copy_out(stream));
+        }
+    })?;
+    spawn("input", {
+        let (client, id, tell) = (client.clone(), vm.id, tell);
+        let is_terminal = raw.is_some();
+        move || type_in(&client, id, std::io::stdin(), is_terminal, &tell)
+    })?;
     // Both threads hold a sender until they have told; a closed channel means that neither is left.
     let ended = told.recv().unwrap_or(Ended::Off);
     drop(raw);
@@ -58,7 +67,11 @@ pub(crate) fn run(client: &Client, vm: &Vm, log_only: bool) -> Result<(), Failur
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Failure> {
-    thread::Builder::new().name(name.into()).spawn(run).map(drop).map_err(|e| Failure::local("no thread could be started", e))
+    thread::Builder::new()
+        .name(name.into())
+        .spawn(run)
+        .map(drop)
+        .map_err(|e| Failure::local("no thread could be started", e))
 }
 
 fn copy_out(mut stream: impl Read) -> Ended {
@@ -68,7 +81,9 @@ fn copy_out(mut stream: impl Read) -> Ended {
         let n = match stream.read(&mut buffer) {
             Ok(0) => return Ended::Off,
             Ok(n) => n,
-            Err(e) => return Ended::Failed(Failure::local("the console's stream broke; the VM may go on", e)),
+            Err(e) => {
+                return Ended::Failed(Failure::local("the console's stream broke; the VM may go on", e));
+            }
         };
         match out.write_all(buffer.get(..n).unwrap_or_default()).and_then(|()| out.flush()) {
             Ok(()) => {}

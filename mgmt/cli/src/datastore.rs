@@ -15,15 +15,35 @@ use crate::progress::Progress;
 
 pub(crate) fn run(client: &Client, command: &DatastoreCommand, output: &Output) -> Result<(), Failure> {
     match command {
-        DatastoreCommand::List => output.list(&client.datastores()?, &["name", "kind", "capacity", "free", "accessible"], |d| {
-            vec![d.name.clone(), d.kind.clone(), size(d.capacity_bytes), size(d.free_bytes), if d.accessible { "yes".into() } else { "no".into() }]
-        }),
-        DatastoreCommand::Ls { place } => output.list(&client.files(&place.datastore, place.path.trim_end_matches('/'))?, &["path", "kind", "size", "allocated", "modified"], |f| {
-            let kind = if f.kind == FileKind::Directory { "directory" } else { "file" };
-            vec![f.path.clone(), kind.into(), size(f.size_bytes), size(f.allocated_bytes), f.modified.to_string()]
-        }),
+        DatastoreCommand::List => {
+            output.list(&client.datastores()?, &["name", "kind", "capacity", "free", "accessible"], |d| {
+                vec![
+                    d.name.clone(),
+                    d.kind.clone(),
+                    size(d.capacity_bytes),
+                    size(d.free_bytes),
+                    if d.accessible { "yes".into() } else { "no".into() },
+                ]
+            })
+        }
+        DatastoreCommand::Ls { place } => output.list(
+            &client.files(&place.datastore, place.path.trim_end_matches('/'))?,
+            &["path", "kind", "size", "allocated", "modified"],
+            |f| {
+                let kind = if f.kind == FileKind::Directory { "directory" } else { "file" };
+                vec![
+                    f.path.clone(),
+                    kind.into(),
+                    size(f.size_bytes),
+                    size(f.allocated_bytes),
+                    f.modified.to_string(),
+                ]
+            },
+        ),
         DatastoreCommand::Upload { file, place } => upload(client, file, place, output),
-        DatastoreCommand::Download { place, file } => download(client, place.file().map_err(Failure::Usage)?, file.as_deref()),
+        DatastoreCommand::Download { place, file } => {
+            download(client, place.file().map_err(Failure::Usage)?, file.as_deref())
+        }
         DatastoreCommand::Rm { place } => {
             let place = place.file().map_err(Failure::Usage)?;
             Ok(client.delete_file(&place.datastore, &place.path)?)
@@ -42,10 +62,15 @@ fn upload(client: &Client, file: &Path, place: &Place, output: &Output) -> Resul
     let mut source = File::open(file).map_err(unreadable)?;
     let about = source.metadata().map_err(unreadable)?;
     if !about.is_file() {
-        return Err(Failure::Usage(format!("{} is no regular file; only those have a length that can be declared", file.display())));
+        return Err(Failure::Usage(format!(
+            "{} is no regular file; only those have a length that can be declared",
+            file.display()
+        )));
     }
     let mut progress = Progress::start();
-    let made = client.upload(&place.datastore, &place.path, &mut source, about.len(), &mut |done| progress.bytes(place.name(), done, Some(about.len())));
+    let made = client.upload(&place.datastore, &place.path, &mut source, about.len(), &mut |done| {
+        progress.bytes(place.name(), done, Some(about.len()))
+    });
     progress.end();
     let entry = made?;
     output.one(&entry, || vec![("File", entry.path.clone()), ("Size", size(entry.size_bytes))])
@@ -66,9 +91,13 @@ fn download(client: &Client, place: &Place, file: Option<&Path>) -> Result<(), F
     let part = PathBuf::from(part);
     let failed = |e| Failure::local(format!("{} cannot be written", file.display()), e);
     let mut target = BufWriter::new(File::create(&part).map_err(failed)?);
-    let got = client.download_to(&place.datastore, &place.path, &mut target, &mut |done, whole| progress.bytes(place.name(), done, whole));
+    let got = client.download_to(&place.datastore, &place.path, &mut target, &mut |done, whole| {
+        progress.bytes(place.name(), done, whole)
+    });
     progress.end();
-    let finished = got.map_err(Failure::from).and_then(|_| target.flush().and_then(|()| std::fs::rename(&part, &file)).map_err(failed));
+    let finished = got
+        .map_err(Failure::from)
+        .and_then(|_| target.flush().and_then(|()| std::fs::rename(&part, &file)).map_err(failed));
     if finished.is_err() {
         let _ = std::fs::remove_file(&part);
     }

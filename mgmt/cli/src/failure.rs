@@ -47,7 +47,11 @@ impl Failure {
                 _ => 1,
             },
             Self::Client(ClientError::BadHost { .. }) => 2,
-            Self::Client(ClientError::Unreachable { .. } | ClientError::NoAnswer { .. } | ClientError::NotKeelson { .. }) => 5,
+            Self::Client(
+                ClientError::Unreachable { .. }
+                | ClientError::NoAnswer { .. }
+                | ClientError::NotKeelson { .. },
+            ) => 5,
             Self::Client(ClientError::FingerprintMismatch { .. }) => 6,
             Self::Local { .. } | Self::TaskFailed(_) | Self::Client(ClientError::Local { .. }) => 1,
         }
@@ -61,7 +65,9 @@ impl Failure {
             _ => None,
         };
         let mut text = match (self, problem) {
-            (Self::Client(ClientError::Problem(_)), Some(problem)) => format!("{}: {}", problem.title, problem.detail),
+            (Self::Client(ClientError::Problem(_)), Some(problem)) => {
+                format!("{}: {}", problem.title, problem.detail)
+            }
             _ => self.to_string(),
         };
         let mut cause = self.source();
@@ -77,7 +83,8 @@ impl Failure {
                 text.push_str(&format!("\n  field:   {field}"));
             }
             // The API's own remedy speaks of requests.
-            let login = (problem.fault == Fault::NotAuthenticated).then_some("log in with `keelctl login HOST`, with root's password");
+            let login = (problem.fault == Fault::NotAuthenticated)
+                .then_some("log in with `keelctl login HOST`, with root's password");
             if let Some(remedy) = login.or(problem.remedy.as_deref()) {
                 text.push_str(&format!("\n  to do:   {remedy}"));
             }

@@ -16,7 +16,9 @@ const FOLLOW: Duration = Duration::from_secs(1);
 pub(crate) fn run(client: &Client, command: Option<&HostCommand>, output: &Output) -> Result<(), Failure> {
     match command {
         None | Some(HostCommand::Show) => show(&client.get_host()?, output),
-        Some(HostCommand::SetName { name }) => show(&client.update_host(&HostUpdate { hostname: Some(name.clone()) })?, output),
+        Some(HostCommand::SetName { name }) => {
+            show(&client.update_host(&HostUpdate { hostname: Some(name.clone()) })?, output)
+        }
         Some(HostCommand::Power { action, guest_deadline }) => {
             let action = match action {
                 HostPowerArgument::Off => HostPowerAction::PowerOff,
@@ -61,10 +63,21 @@ fn show(host: &Host, output: &Output) -> Result<(), Failure> {
             ("Certificate SHA-256", identity.certificate_sha256.clone()),
             ("Up for", span(host.uptime_s)),
             ("Hardware", host.hardware.clone().unwrap_or_else(|| "unknown".into())),
-            ("CPU", format!("{} ({} sockets, {} cores, {} threads)", host.cpu.model, host.cpu.sockets, host.cpu.cores, host.cpu.threads)),
+            (
+                "CPU",
+                format!(
+                    "{} ({} sockets, {} cores, {} threads)",
+                    host.cpu.model, host.cpu.sockets, host.cpu.cores, host.cpu.threads
+                ),
+            ),
             (
                 "Memory",
-                format!("{}, {} available, {} of powered-on VMs", size(host.memory.total_bytes), size(host.memory.available_bytes), size(host.memory.reserved_for_vms_bytes)),
+                format!(
+                    "{}, {} available, {} of powered-on VMs",
+                    size(host.memory.total_bytes),
+                    size(host.memory.available_bytes),
+                    size(host.memory.reserved_for_vms_bytes)
+                ),
             ),
             ("Runs VMs", reason(host.kvm.available, &host.kvm.reason)),
             ("vMotion ready", reason(host.vmotion_ready, &host.vmotion_reason)),
@@ -75,7 +88,8 @@ fn show(host: &Host, output: &Output) -> Result<(), Failure> {
             let name = if n == 0 { "Conditions" } else { "" };
             lines.push((name, format!("{} ({})\n{}", condition.message, condition.code, condition.remedy)));
         }
-        let steps: Vec<String> = host.boot_timeline.iter().map(|s| format!("{:>7} ms  {}", s.at_ms, s.name)).collect();
+        let steps: Vec<String> =
+            host.boot_timeline.iter().map(|s| format!("{:>7} ms  {}", s.at_ms, s.name)).collect();
         if !steps.is_empty() {
             lines.push(("Boot", steps.join("\n")));
         }
@@ -120,9 +134,18 @@ fn print(lines: &[LogLine], output: &Output) -> Result<(), Failure> {
     for line in lines {
         if output.is_json() {
             // A document a line, so that following works.
-            text.push_str(&serde_json::to_string(line).map_err(|e| Failure::local("a log line cannot be written as JSON", e.into()))?);
+            text.push_str(
+                &serde_json::to_string(line)
+                    .map_err(|e| Failure::local("a log line cannot be written as JSON", e.into()))?,
+            );
         } else {
-            text.push_str(&format!("{} {:<7} {}: {}", line.time, line.level, clean(&line.source), clean(&line.text)));
+            text.push_str(&format!(
+                "{} {:<7} {}: {}",
+                line.time,
+                line.level,
+                clean(&line.source),
+                clean(&line.text)
+            ));
         }
         text.push('\n');
     }

@@ -35,7 +35,12 @@ pub(crate) struct Known {
 
 impl Known {
     pub(crate) fn pin(&self, host: &str, path: &Path) -> Result<Fingerprint, Failure> {
-        self.fingerprint.parse().map_err(|e| Failure::Usage(format!("{}: the fingerprint of {host} is damaged: {e}; log in again", path.display())))
+        self.fingerprint.parse().map_err(|e| {
+            Failure::Usage(format!(
+                "{}: the fingerprint of {host} is damaged: {e}; log in again",
+                path.display()
+            ))
+        })
     }
 }
 
@@ -55,7 +60,12 @@ impl Hosts {
             Err(e) if e.kind() == ErrorKind::NotFound => return Ok(Self::default()),
             Err(e) => return Err(Failure::local(format!("{} cannot be read", path.display()), e)),
         };
-        toml::from_str(&text).map_err(|e| Failure::local(format!("{} is damaged; mend or delete it and log in again", path.display()), std::io::Error::new(ErrorKind::InvalidData, e.to_string())))
+        toml::from_str(&text).map_err(|e| {
+            Failure::local(
+                format!("{} is damaged; mend or delete it and log in again", path.display()),
+                std::io::Error::new(ErrorKind::InvalidData, e.to_string()),
+            )
+        })
     }
 
     /// Writes the file, whole or not at all, with mode 0600.
@@ -66,7 +76,13 @@ impl Hosts {
             fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(failed)?;
         }
         let fresh = path.with_extension("toml.new");
-        let mut file = fs::File::options().create(true).write(true).truncate(true).mode(0o600).open(&fresh).map_err(failed)?;
+        let mut file = fs::File::options()
+            .create(true)
+            .write(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&fresh)
+            .map_err(failed)?;
         // An old one left behind keeps its own mode.
         file.set_permissions(fs::Permissions::from_mode(0o600)).map_err(failed)?;
         file.write_all(text.as_bytes()).and_then(|()| file.sync_all()).map_err(failed)?;

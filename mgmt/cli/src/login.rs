@@ -15,7 +15,11 @@ pub(crate) fn login(cli: &Cli, login: &Login, output: &Output) -> Result<(), Fai
     if cli.local {
         return Err(Failure::Usage("--local needs no login: whoever is root on the host is root".into()));
     }
-    let host = login.to.clone().or_else(|| cli.host.clone()).ok_or_else(|| Failure::Usage("which host? `keelctl login HOST`".into()))?;
+    let host = login
+        .to
+        .clone()
+        .or_else(|| cli.host.clone())
+        .ok_or_else(|| Failure::Usage("which host? `keelctl login HOST`".into()))?;
     let host = host.trim().trim_start_matches("https://").trim_end_matches('/').to_owned();
     let path = path()?;
     let mut hosts = Hosts::read(&path)?;
@@ -30,14 +34,21 @@ pub(crate) fn login(cli: &Cli, login: &Login, output: &Output) -> Result<(), Fai
                     "THE CERTIFICATE OF {host} HAS CHANGED.\n  trusted: {pin}\n  shown:   {shown}\nIf the host was installed anew, its console screen shows the new one. Trust it from now on?"
                 );
                 if !terminal::confirm(&question)? {
-                    return Err(keelson_api::client::ClientError::FingerprintMismatch { host, expected: pin, found: shown }.into());
+                    return Err(keelson_api::client::ClientError::FingerprintMismatch {
+                        host,
+                        expected: pin,
+                        found: shown,
+                    }
+                    .into());
                 }
             }
             shown
         }
         (None, None) => {
             let shown = certificate_of(&host)?;
-            let question = format!("{host} is not known here yet. The SHA-256 fingerprint of its certificate is\n  {shown}\nand has to be the one on the host's console screen. Is it, and shall it be trusted?");
+            let question = format!(
+                "{host} is not known here yet. The SHA-256 fingerprint of its certificate is\n  {shown}\nand has to be the one on the host's console screen. Is it, and shall it be trusted?"
+            );
             if login.yes {
                 eprintln!("Trusting the certificate of {host}, SHA-256 {shown}");
             } else if !terminal::confirm(&question)? {
@@ -47,13 +58,25 @@ pub(crate) fn login(cli: &Cli, login: &Login, output: &Output) -> Result<(), Fai
         }
     };
     let client = Client::https(&host, pin)?;
-    let password = if login.password_stdin { terminal::line_from_stdin()? } else { terminal::password(&format!("Password of {} on {host}: ", login.username))? };
+    let password = if login.password_stdin {
+        terminal::line_from_stdin()?
+    } else {
+        terminal::password(&format!("Password of {} on {host}: ", login.username))?
+    };
     let session = client.login(&Credentials { username: login.username.clone(), password })?;
-    hosts.hosts.insert(host.clone(), Known { fingerprint: pin.to_string(), username: login.username.clone(), token: Some(session.token) });
+    hosts.hosts.insert(
+        host.clone(),
+        Known { fingerprint: pin.to_string(), username: login.username.clone(), token: Some(session.token) },
+    );
     hosts.default = Some(host.clone());
     hosts.write(&path)?;
     let identity = client.identity()?;
-    output.one(&identity, || vec![("Logged in to", format!("{} ({} {})", identity.hostname, identity.product, identity.version)), ("Session ends after", format!("{} idle", crate::output::span(session.idle_timeout_s)))])
+    output.one(&identity, || {
+        vec![
+            ("Logged in to", format!("{} ({} {})", identity.hostname, identity.product, identity.version)),
+            ("Session ends after", format!("{} idle", crate::output::span(session.idle_timeout_s))),
+        ]
+    })
 }
 
 /// Ends the session, and forgets its token; the certificate stays trusted.

@@ -10,9 +10,10 @@ use crate::output::{Output, bytes, clean, table};
 pub(crate) fn run(client: &Client, command: Option<&NetworkCommand>, output: &Output) -> Result<(), Failure> {
     let network = match command {
         None | Some(NetworkCommand::Show) => client.network()?,
-        Some(NetworkCommand::SetServices { adapter, services }) => {
-            client.update_adapter(adapter, &AdapterUpdate { services: Some(services.iter().copied().collect()), ..AdapterUpdate::default() })?
-        }
+        Some(NetworkCommand::SetServices { adapter, services }) => client.update_adapter(
+            adapter,
+            &AdapterUpdate { services: Some(services.iter().copied().collect()), ..AdapterUpdate::default() },
+        )?,
         Some(NetworkCommand::SetIpv4 { adapter, address, gateway, dns }) => {
             let ipv4 = setting(address, *gateway)?;
             // Search domains are not this command's: they stay.
@@ -22,10 +23,12 @@ pub(crate) fn run(client: &Client, command: Option<&NetworkCommand>, output: &Ou
             };
             client.update_adapter(adapter, &AdapterUpdate { services: None, ipv4: Some(ipv4), dns })?
         }
-        Some(NetworkCommand::SetDns { servers, search }) => {
-            client.update_network(&NetworkUpdate { dns: Some(Dns { servers: servers.clone(), search: search.clone() }) })?
+        Some(NetworkCommand::SetDns { servers, search }) => client.update_network(&NetworkUpdate {
+            dns: Some(Dns { servers: servers.clone(), search: search.clone() }),
+        })?,
+        Some(NetworkCommand::Restart) => {
+            return crate::task::follow(client, client.restart_network()?, false, output);
         }
-        Some(NetworkCommand::Restart) => return crate::task::follow(client, client.restart_network()?, false, output),
     };
     show(&network, output)
 }
@@ -36,11 +39,19 @@ pub(crate) fn setting(address: &str, gateway: Option<std::net::Ipv4Addr>) -> Res
         "dhcp" => Ipv4Setting::Dhcp,
         "disabled" => Ipv4Setting::Disabled,
         _ => {
-            let address = address.parse().map_err(|_| Failure::Usage(format!("`{address}` is neither `dhcp`, nor `disabled`, nor an address such as 192.0.2.10/24")))?;
+            let address = address.parse().map_err(|_| {
+                Failure::Usage(format!(
+                    "`{address}` is neither `dhcp`, nor `disabled`, nor an address such as 192.0.2.10/24"
+                ))
+            })?;
             return Ok(Ipv4Setting::Static { address, gateway });
         }
     };
-    if gateway.is_some() { Err(Failure::Usage("--gateway goes with a static address only".into())) } else { Ok(setting) }
+    if gateway.is_some() {
+        Err(Failure::Usage("--gateway goes with a static address only".into()))
+    } else {
+        Ok(setting)
+    }
 }
 
 fn show(network: &Network, output: &Output) -> Result<(), Failure> {
@@ -54,11 +65,27 @@ fn show(network: &Network, output: &Output) -> Result<(), Failure> {
         table(
             &["NIC", "MAC", "driver", "link", "Mb/s", "vSwitch"],
             network.nics.iter().map(|n| {
-                vec![n.name.clone(), n.mac.clone(), n.driver.clone(), link(n.link), n.speed_mbps.map_or_else(dash, |s| s.to_string()), n.vswitch.clone().unwrap_or_else(dash)]
+                vec![
+                    n.name.clone(),
+                    n.mac.clone(),
+                    n.driver.clone(),
+                    link(n.link),
+                    n.speed_mbps.map_or_else(dash, |s| s.to_string()),
+                    n.vswitch.clone().unwrap_or_else(dash),
+                ]
             }),
         ),
-        table(&["vSwitch", "uplinks", "MTU", "link"], network.vswitches.iter().map(|s| vec![s.name.clone(), list(s.uplinks.clone()), s.mtu.to_string(), link(s.link)])),
-        table(&["port group", "vSwitch", "VLAN"], network.port_groups.iter().map(|p| vec![p.name.clone(), p.vswitch.clone(), p.vlan.to_string()])),
+        table(
+            &["vSwitch", "uplinks", "MTU", "link"],
+            network
+                .vswitches
+                .iter()
+                .map(|s| vec![s.name.clone(), list(s.uplinks.clone()), s.mtu.to_string(), link(s.link)]),
+        ),
+        table(
+            &["port group", "vSwitch", "VLAN"],
+            network.port_groups.iter().map(|p| vec![p.name.clone(), p.vswitch.clone(), p.vlan.to_string()]),
+        ),
         table(
             &["adapter", "port group", "address", "origin", "gateway", "services"],
             network.vmkernel_adapters.iter().map(|a| {
@@ -67,7 +94,11 @@ fn show(network: &Network, output: &Output) -> Result<(), Failure> {
                     Origin::Static => "static".into(),
                     Origin::LinkLocal => "link-local".into(),
                 });
-                let services = a.services.iter().map(|s| if *s == Service::Management { "management".into() } else { "vmotion".into() }).collect();
+                let services = a
+                    .services
+                    .iter()
+                    .map(|s| if *s == Service::Management { "management".into() } else { "vmotion".into() })
+                    .collect();
                 vec![
                     a.name.clone(),
                     a.port_group.clone(),

@@ -24,14 +24,22 @@ impl Output {
     }
 
     /// One thing: its JSON, or these names and values.
-    pub(crate) fn one<T: Serialize>(self, thing: &T, lines: impl FnOnce() -> Vec<(&'static str, String)>) -> Result<(), Failure> {
+    pub(crate) fn one<T: Serialize>(
+        self,
+        thing: &T,
+        lines: impl FnOnce() -> Vec<(&'static str, String)>,
+    ) -> Result<(), Failure> {
         if self.is_json() {
             return self.json(thing);
         }
         let mut text = String::new();
         for (name, value) in lines() {
             let mut parts = clean(&value).split('\n').map(str::to_owned).collect::<Vec<_>>().into_iter();
-            text.push_str(&format!("{:<22} {}\n", if name.is_empty() { String::new() } else { format!("{name}:") }, parts.next().unwrap_or_default()));
+            text.push_str(&format!(
+                "{:<22} {}\n",
+                if name.is_empty() { String::new() } else { format!("{name}:") },
+                parts.next().unwrap_or_default()
+            ));
             for part in parts {
                 text.push_str(&format!("{:<22} {part}\n", ""));
             }
@@ -40,7 +48,12 @@ impl Output {
     }
 
     /// A list: its JSON, or a table with these columns.
-    pub(crate) fn list<T: Serialize>(self, things: &[T], columns: &[&str], row: impl Fn(&T) -> Vec<String>) -> Result<(), Failure> {
+    pub(crate) fn list<T: Serialize>(
+        self,
+        things: &[T],
+        columns: &[&str],
+        row: impl Fn(&T) -> Vec<String>,
+    ) -> Result<(), Failure> {
         if self.is_json() {
             return self.json(&things);
         }
@@ -48,7 +61,8 @@ impl Output {
     }
 
     fn json<T: Serialize>(self, thing: &T) -> Result<(), Failure> {
-        let mut text = serde_json::to_vec_pretty(thing).map_err(|e| Failure::local("the result cannot be written as JSON", e.into()))?;
+        let mut text = serde_json::to_vec_pretty(thing)
+            .map_err(|e| Failure::local("the result cannot be written as JSON", e.into()))?;
         text.push(b'\n');
         bytes(&text)
     }

@@ -17,7 +17,9 @@ impl FromStr for Place {
     type Err = String;
     fn from_str(text: &str) -> Result<Self, String> {
         let (datastore, path) = match text.strip_prefix('[') {
-            Some(rest) => rest.split_once(']').ok_or_else(|| format!("`{text}` lacks the closing `]` of its datastore"))?,
+            Some(rest) => rest
+                .split_once(']')
+                .ok_or_else(|| format!("`{text}` lacks the closing `]` of its datastore"))?,
             None => text.split_once(':').unwrap_or((text, "")),
         };
         let (datastore, path) = (datastore.trim(), path.trim().trim_start_matches('/'));
@@ -38,7 +40,11 @@ impl fmt::Display for Place {
 impl Place {
     /// This place, which has to be a file's.
     pub(crate) fn file(&self) -> Result<&Self, String> {
-        if self.path.is_empty() || self.path.ends_with('/') { Err(format!("`{self}` is a directory; a file's path is needed")) } else { Ok(self) }
+        if self.path.is_empty() || self.path.ends_with('/') {
+            Err(format!("`{self}` is a directory; a file's path is needed"))
+        } else {
+            Ok(self)
+        }
     }
 
     /// The last part of its path.

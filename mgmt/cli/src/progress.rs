@@ -57,7 +57,13 @@ fn line(what: &str, done: u64, whole: Option<u64>, took: Duration) -> String {
         Some(whole) if whole > 0 => {
             let percent = u128::from(done) * 100 / u128::from(whole);
             let filled = usize::try_from(percent / 5).unwrap_or(20).min(20);
-            format!("{what} [{}{}] {percent}% of {}, {}/s", "#".repeat(filled), ".".repeat(20 - filled), size(whole), size(speed))
+            format!(
+                "{what} [{}{}] {percent}% of {}, {}/s",
+                "#".repeat(filled),
+                ".".repeat(20 - filled),
+                size(whole),
+                size(speed)
+            )
         }
         _ => format!("{what} {}, {}/s", size(done), size(speed)),
     }

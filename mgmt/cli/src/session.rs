@@ -33,10 +33,16 @@ impl Session {
         let pin = match (cli.fingerprint, known) {
             (Some(pin), _) => pin,
             (None, Some(known)) => known.pin(&name, &path)?,
-            (None, None) => return Err(Failure::NotLoggedIn(format!("{name} is not known here: `keelctl login {name}` first, or give --fingerprint"))),
+            (None, None) => {
+                return Err(Failure::NotLoggedIn(format!(
+                    "{name} is not known here: `keelctl login {name}` first, or give --fingerprint"
+                )));
+            }
         };
         let token = cli.token.clone().or_else(|| known.and_then(|k| k.token.clone()));
-        let token = token.ok_or_else(|| Failure::NotLoggedIn(format!("not logged in to {name}: `keelctl login {name}` first")))?;
+        let token = token.ok_or_else(|| {
+            Failure::NotLoggedIn(format!("not logged in to {name}: `keelctl login {name}` first"))
+        })?;
         let client = Client::https(&name, pin)?.with_token(token);
         Ok(Self { client, remembered: known.map(|_| name) })
     }

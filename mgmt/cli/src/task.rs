@@ -10,9 +10,19 @@ use crate::progress::Progress;
 
 pub(crate) fn run(client: &Client, command: &TaskCommand, output: &Output) -> Result<(), Failure> {
     match command {
-        TaskCommand::List => output.list(&client.tasks()?, &["started", "name", "target", "state", "%", "who", "id"], |task| {
-            vec![task.started.to_string(), task.name.clone(), task.target.clone(), state(task.state).into(), task.progress.to_string(), task.who.clone(), task.id.to_string()]
-        }),
+        TaskCommand::List => {
+            output.list(&client.tasks()?, &["started", "name", "target", "state", "%", "who", "id"], |task| {
+                vec![
+                    task.started.to_string(),
+                    task.name.clone(),
+                    task.target.clone(),
+                    state(task.state).into(),
+                    task.progress.to_string(),
+                    task.who.clone(),
+                    task.id.to_string(),
+                ]
+            })
+        }
         TaskCommand::Show { id } => show(&client.task(*id)?, output),
         TaskCommand::Wait { id } => follow(client, client.task(*id)?, false, output),
         TaskCommand::Cancel { id } => show(&client.cancel_task(*id)?, output),
@@ -25,7 +35,8 @@ pub(crate) fn follow(client: &Client, task: Task, no_wait: bool, output: &Output
         return show(&task, output);
     }
     let mut progress = Progress::start();
-    let ended = client.task_end(task, |task| progress.say(&format!("{}: {}% {}", task.name, task.progress, task.message)));
+    let ended = client
+        .task_end(task, |task| progress.say(&format!("{}: {}% {}", task.name, task.progress, task.message)));
     progress.end();
     let task = ended?;
     if task.state == TaskState::Error {

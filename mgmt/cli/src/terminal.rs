@@ -30,8 +30,13 @@ impl Changed {
         if !isatty(&stdin) {
             return Ok(None);
         }
-        let duplicate = stdin.as_fd().try_clone_to_owned().map_err(|e| Failure::local("the terminal cannot be used", e))?;
-        Self::change(duplicate.into(), Termios::make_raw).map(Some).map_err(|e| Failure::local("the terminal cannot be set to raw mode", e))
+        let duplicate = stdin
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|e| Failure::local("the terminal cannot be used", e))?;
+        Self::change(duplicate.into(), Termios::make_raw)
+            .map(Some)
+            .map_err(|e| Failure::local("the terminal cannot be set to raw mode", e))
     }
 }
 
@@ -47,7 +52,9 @@ fn tty() -> Option<File> {
 
 fn read_line(from: impl std::io::Read) -> Result<String, Failure> {
     let mut line = String::new();
-    let read = BufReader::new(from).read_line(&mut line).map_err(|e| Failure::local("the answer cannot be read", e))?;
+    let read = BufReader::new(from)
+        .read_line(&mut line)
+        .map_err(|e| Failure::local("the answer cannot be read", e))?;
     if read == 0 {
         return Err(Failure::Usage("there was no answer".into()));
     }
@@ -57,16 +64,27 @@ fn read_line(from: impl std::io::Read) -> Result<String, Failure> {
 /// One line from standard input.
 pub(crate) fn line_from_stdin() -> Result<String, Failure> {
     let mut line = String::new();
-    std::io::stdin().lock().read_line(&mut line).map_err(|e| Failure::local("standard input cannot be read", e))?;
+    std::io::stdin()
+        .lock()
+        .read_line(&mut line)
+        .map_err(|e| Failure::local("standard input cannot be read", e))?;
     let line = line.trim_end_matches(['\n', '\r']);
-    if line.is_empty() { Err(Failure::Usage("standard input holds no password".into())) } else { Ok(line.to_owned()) }
+    if line.is_empty() {
+        Err(Failure::Usage("standard input holds no password".into()))
+    } else {
+        Ok(line.to_owned())
+    }
 }
 
 /// A password, typed unseen.
 pub(crate) fn password(prompt: &str) -> Result<String, Failure> {
-    let mut tty = tty().ok_or_else(|| Failure::Usage("there is no terminal to ask for a password; use --password-stdin".into()))?;
+    let mut tty = tty().ok_or_else(|| {
+        Failure::Usage("there is no terminal to ask for a password; use --password-stdin".into())
+    })?;
     let failed = |e| Failure::local("the terminal cannot be used", e);
-    let unseen = Changed::change(tty.try_clone().map_err(failed)?, |modes| modes.local_modes.remove(LocalModes::ECHO)).map_err(failed)?;
+    let unseen =
+        Changed::change(tty.try_clone().map_err(failed)?, |modes| modes.local_modes.remove(LocalModes::ECHO))
+            .map_err(failed)?;
     write!(tty, "{prompt}").and_then(|()| tty.flush()).map_err(failed)?;
     let line = read_line(&tty);
     drop(unseen);
@@ -77,7 +95,9 @@ pub(crate) fn password(prompt: &str) -> Result<String, Failure> {
 /// Yes or no; no without a terminal.
 pub(crate) fn confirm(question: &str) -> Result<bool, Failure> {
     let mut tty = tty().ok_or_else(|| Failure::Usage(format!("{question}\nThere is no terminal to answer on: give --fingerprint (or, where nothing is known yet, --yes)")))?;
-    write!(tty, "{question} [y/N] ").and_then(|()| tty.flush()).map_err(|e| Failure::local("the terminal cannot be used", e))?;
+    write!(tty, "{question} [y/N] ")
+        .and_then(|()| tty.flush())
+        .map_err(|e| Failure::local("the terminal cannot be used", e))?;
     Ok(matches!(read_line(&tty)?.trim().to_lowercase().as_str(), "y" | "yes"))
 }
 

@@ -29,8 +29,25 @@ fn the_command_line_is_sound() {
 #[test]
 fn a_vm_is_described() {
     let cli = parse(&[
-        "vm", "create", "web1", "--vcpus", "2", "--memory", "1G", "--kernel", "datastore1:vmlinuz", "--initramfs", "[datastore1] initrd.img", "--disk", "new=4G",
-        "--disk", "datastore1:a b.raw,ro", "--nic", "VM Network", "--nic", "Lab,mac=02:00:00:00:00:01",
+        "vm",
+        "create",
+        "web1",
+        "--vcpus",
+        "2",
+        "--memory",
+        "1G",
+        "--kernel",
+        "datastore1:vmlinuz",
+        "--initramfs",
+        "[datastore1] initrd.img",
+        "--disk",
+        "new=4G",
+        "--disk",
+        "datastore1:a b.raw,ro",
+        "--nic",
+        "VM Network",
+        "--nic",
+        "Lab,mac=02:00:00:00:00:01",
     ])
     .unwrap();
     let Command::Vm { command: VmCommand::Create(create) } = &cli.command else { panic!("{cli:?}") };
@@ -89,17 +106,33 @@ fn addresses_are_read() {
 
 #[test]
 fn failures_have_codes_and_say_what_to_do() {
-    let problem = |fault| Failure::Client(ClientError::Problem(Box::new(Problem::new(fault, "the detail").field("vcpus").remedy("do this"))));
-    for (fault, code) in [(Fault::NotFound, 3), (Fault::NotAuthenticated, 4), (Fault::PasswordNotSet, 4), (Fault::InvalidArgument, 1), (Fault::NoDiskSpace, 1)] {
+    let problem = |fault| {
+        Failure::Client(ClientError::Problem(Box::new(
+            Problem::new(fault, "the detail").field("vcpus").remedy("do this"),
+        )))
+    };
+    for (fault, code) in [
+        (Fault::NotFound, 3),
+        (Fault::NotAuthenticated, 4),
+        (Fault::PasswordNotSet, 4),
+        (Fault::InvalidArgument, 1),
+        (Fault::NoDiskSpace, 1),
+    ] {
         assert_eq!(problem(fault).code(), code, "{fault:?}");
     }
     let text = problem(Fault::InvalidArgument).text();
-    for part in ["A value is not possible", "the detail", "field:   vcpus", "to do:   do this", "InvalidArgument"] {
+    for part in
+        ["A value is not possible", "the detail", "field:   vcpus", "to do:   do this", "InvalidArgument"]
+    {
         assert!(text.contains(part), "{part}: {text}");
     }
     let print = "AA".repeat(32).parse().unwrap();
     let other = "BB".repeat(32).parse().unwrap();
-    assert_eq!(Failure::Client(ClientError::FingerprintMismatch { host: "h".into(), expected: print, found: other }).code(), 6);
+    assert_eq!(
+        Failure::Client(ClientError::FingerprintMismatch { host: "h".into(), expected: print, found: other })
+            .code(),
+        6
+    );
 }
 
 #[test]
@@ -108,7 +141,10 @@ fn hosts_are_remembered_by_their_owner_only() {
     let path = dir.path().join("keelson").join("hosts.toml");
     assert_eq!(Hosts::read(&path).unwrap(), Hosts::default());
     let mut hosts = Hosts { default: Some("h:8443".into()), ..Hosts::default() };
-    hosts.hosts.insert("h:8443".into(), Known { fingerprint: "AA".repeat(32), username: "root".into(), token: Some("t".into()) });
+    hosts.hosts.insert(
+        "h:8443".into(),
+        Known { fingerprint: "AA".repeat(32), username: "root".into(), token: Some("t".into()) },
+    );
     hosts.write(&path).unwrap();
     assert_eq!(Hosts::read(&path).unwrap(), hosts);
     assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
@@ -125,7 +161,9 @@ fn control_characters_do_not_reach_the_terminal() {
 }
 
 /// A server that answers requests, told by their method and path, and tells what it was asked.
-fn serve(answers: Vec<(&'static str, &'static str, String)>) -> (tempfile::TempDir, PathBuf, Receiver<(String, String)>) {
+fn serve(
+    answers: Vec<(&'static str, &'static str, String)>,
+) -> (tempfile::TempDir, PathBuf, Receiver<(String, String)>) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("hostd.sock");
     let listener = UnixListener::bind(&path).unwrap();
@@ -154,12 +192,17 @@ fn serve(answers: Vec<(&'static str, &'static str, String)>) -> (tempfile::TempD
                     let mut body = vec![0; length];
                     reader.read_exact(&mut body).unwrap();
                     let asked = line.trim_end().trim_end_matches(" HTTP/1.1").replace("/api/v1", "");
-                    let (status, answer) = answers
-                        .iter()
-                        .find(|(what, ..)| *what == asked)
-                        .map_or(("404 Not Found", serde_json::to_string(&Problem::new(Fault::NotFound, format!("no {asked}"))).unwrap()), |(_, s, a)| (*s, a.clone()));
+                    let (status, answer) = answers.iter().find(|(what, ..)| *what == asked).map_or(
+                        (
+                            "404 Not Found",
+                            serde_json::to_string(&Problem::new(Fault::NotFound, format!("no {asked}")))
+                                .unwrap(),
+                        ),
+                        |(_, s, a)| (*s, a.clone()),
+                    );
                     let _ = tell.send((asked, String::from_utf8(body).unwrap()));
-                    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len()).unwrap();
+                    write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n{answer}", answer.len())
+                        .unwrap();
                 }
             });
         }
@@ -176,7 +219,15 @@ fn a_vm() -> String {
 }
 
 fn a_task(state: &str) -> String {
-    let error = if state == "error" { format!(r#","error":{}"#, serde_json::to_string(&Problem::new(Fault::NotSupported, "no KVM here").remedy("switch SVM on")).unwrap()) } else { String::new() };
+    let error = if state == "error" {
+        format!(
+            r#","error":{}"#,
+            serde_json::to_string(&Problem::new(Fault::NotSupported, "no KVM here").remedy("switch SVM on"))
+                .unwrap()
+        )
+    } else {
+        String::new()
+    };
     format!(
         r#"{{"id":"{ID}","name":"Power On Virtual Machine","target":"web1","state":"{state}","progress":5,"message":"m","cancelable":false,"who":"root","started":"2026-01-01T00:00:00Z"{error}}}"#
     )
@@ -193,7 +244,11 @@ fn on_local(socket: &std::path::Path, line: &[&str]) -> Result<(), Failure> {
 fn a_vm_is_found_by_name_and_started_to_the_end() {
     let power = "POST /vms/11111111-2222-4333-8444-555555555555/power";
     let wait = "GET /tasks/11111111-2222-4333-8444-555555555555?wait=25";
-    let (_dir, socket, told) = serve(vec![("GET /vms", "200 OK", format!("[{}]", a_vm())), (power, "202 Accepted", a_task("running")), (wait, "200 OK", a_task("success"))]);
+    let (_dir, socket, told) = serve(vec![
+        ("GET /vms", "200 OK", format!("[{}]", a_vm())),
+        (power, "202 Accepted", a_task("running")),
+        (wait, "200 OK", a_task("success")),
+    ]);
     on_local(&socket, &["vm", "start", "web1"]).unwrap();
     let asked: Vec<(String, String)> = told.try_iter().collect();
     assert_eq!(asked[1], (power.into(), r#"{"action":"on"}"#.into()));
@@ -225,13 +280,19 @@ fn services_are_set_as_a_whole() {
     let (_dir, socket, told) = serve(vec![]);
     let failure = on_local(&socket, &["network", "set-services", "vmk0", "management,vmotion"]).unwrap_err();
     assert_eq!(failure.code(), 3);
-    assert_eq!(told.recv().unwrap(), ("PATCH /network/vmkernel-adapters/vmk0".into(), r#"{"services":["management","vmotion"]}"#.into()));
+    assert_eq!(
+        told.recv().unwrap(),
+        ("PATCH /network/vmkernel-adapters/vmk0".into(), r#"{"services":["management","vmotion"]}"#.into())
+    );
 }
 
 #[test]
 fn files_go_up_and_down_whole() {
     let entry = r#"{"path":"[d] isos/x.iso","kind":"file","size_bytes":5,"allocated_bytes":5,"modified":"2026-01-01T00:00:00Z"}"#;
-    let (dir, socket, told) = serve(vec![("PUT /datastores/d/files/isos/x.iso", "201 Created", entry.into()), ("GET /datastores/d/files/isos/x.iso", "200 OK", "hello".into())]);
+    let (dir, socket, told) = serve(vec![
+        ("PUT /datastores/d/files/isos/x.iso", "201 Created", entry.into()),
+        ("GET /datastores/d/files/isos/x.iso", "200 OK", "hello".into()),
+    ]);
     let file = dir.path().join("x.iso");
     std::fs::write(&file, "hello").unwrap();
     on_local(&socket, &["datastore", "upload", file.to_str().unwrap(), "d:isos/"]).unwrap();
@@ -241,7 +302,10 @@ fn files_go_up_and_down_whole() {
     assert_eq!(std::fs::read_to_string(&back).unwrap(), "hello");
     // What does not exist leaves nothing behind.
     let none = dir.path().join("none");
-    assert_eq!(on_local(&socket, &["datastore", "download", "d:none", none.to_str().unwrap()]).unwrap_err().code(), 3);
+    assert_eq!(
+        on_local(&socket, &["datastore", "download", "d:none", none.to_str().unwrap()]).unwrap_err().code(),
+        3
+    );
     assert!(!none.exists() && !dir.path().join("none.part").exists());
 }
 

@@ -13,7 +13,10 @@ pub(crate) fn run(client: &Client, command: &TokenCommand, output: &Output) -> R
     let until = |expires: Option<String>| expires.unwrap_or_else(|| "never".into());
     match command {
         TokenCommand::Create { name, days } => {
-            let issued = client.create_token(&NewToken { name: name.clone(), expires_in_s: days.map(|d| u64::from(d) * DAY_S) })?;
+            let issued = client.create_token(&NewToken {
+                name: name.clone(),
+                expires_in_s: days.map(|d| u64::from(d) * DAY_S),
+            })?;
             output.one(&issued, || {
                 vec![
                     ("Token", issued.token.clone()),
@@ -25,7 +28,12 @@ pub(crate) fn run(client: &Client, command: &TokenCommand, output: &Output) -> R
             })
         }
         TokenCommand::List => output.list(&client.tokens()?, &["name", "issued", "ends", "id"], |t| {
-            vec![t.name.clone(), t.created.to_string(), until(t.expires.map(|t| t.to_string())), t.id.to_string()]
+            vec![
+                t.name.clone(),
+                t.created.to_string(),
+                until(t.expires.map(|t| t.to_string())),
+                t.id.to_string(),
+            ]
         }),
         TokenCommand::Delete { id } => Ok(client.delete_token(*id)?),
     }

@@ -17,13 +17,24 @@ pub(crate) fn run(client: &Client, command: &VmCommand, output: &Output) -> Resu
         task::follow(client, client.vm_power(id, action)?, vm.no_wait, output)
     };
     match command {
-        VmCommand::List => output.list(&client.vms()?, &["name", "state", "vCPUs", "memory", "directory", "id"], |vm| {
-            vec![vm.name.clone(), state(vm.power_state).into(), vm.vcpus.to_string(), size(vm.memory_mib * 1024 * 1024), vm.directory.clone(), vm.id.to_string()]
-        }),
+        VmCommand::List => {
+            output.list(&client.vms()?, &["name", "state", "vCPUs", "memory", "directory", "id"], |vm| {
+                vec![
+                    vm.name.clone(),
+                    state(vm.power_state).into(),
+                    vm.vcpus.to_string(),
+                    size(vm.memory_mib * 1024 * 1024),
+                    vm.directory.clone(),
+                    vm.id.to_string(),
+                ]
+            })
+        }
         VmCommand::Show { vm } => show(&find(client, vm)?, output),
         VmCommand::Create(create) => show(&client.create_vm(&spec(create)?)?, output),
         VmCommand::Start(vm) => power(vm, VmPowerAction::On),
-        VmCommand::Stop { vm, force } => power(vm, if *force { VmPowerAction::Off } else { VmPowerAction::Shutdown }),
+        VmCommand::Stop { vm, force } => {
+            power(vm, if *force { VmPowerAction::Off } else { VmPowerAction::Shutdown })
+        }
         VmCommand::Reset(vm) => power(vm, VmPowerAction::Reset),
         VmCommand::Pause(vm) => power(vm, VmPowerAction::Pause),
         VmCommand::Resume(vm) => power(vm, VmPowerAction::Resume),
@@ -39,13 +50,18 @@ pub(crate) fn run(client: &Client, command: &VmCommand, output: &Output) -> Resu
 pub(crate) fn find(client: &Client, name: &str) -> Result<Vm, Failure> {
     let mut vms = client.vms()?;
     let id = Uuid::parse_str(name).ok();
-    let at = vms.iter().position(|vm| vm.name == name).or_else(|| vms.iter().position(|vm| Some(vm.id) == id));
+    let at =
+        vms.iter().position(|vm| vm.name == name).or_else(|| vms.iter().position(|vm| Some(vm.id) == id));
     match at {
         Some(at) => Ok(vms.swap_remove(at)),
         None => {
             let mut names: Vec<String> = vms.into_iter().map(|vm| vm.name).collect();
             names.sort();
-            let known = if names.is_empty() { "there are none".to_owned() } else { format!("there are: {}", names.join(", ")) };
+            let known = if names.is_empty() {
+                "there are none".to_owned()
+            } else {
+                format!("there are: {}", names.join(", "))
+            };
             Err(Failure::NotFound(format!("{} has no VM named `{name}`; {known}", client.host())))
         }
     }
@@ -69,7 +85,8 @@ pub(crate) fn spec(create: &Create) -> Result<VmSpec, Failure> {
             std::fs::File::open(file).and_then(|mut f| f.read_to_string(&mut text)).map(drop)
         };
         read.map_err(|e| Failure::local(format!("{} cannot be read", file.display()), e))?;
-        return serde_json::from_str(&text).map_err(|e| Failure::Usage(format!("{} is no VM specification: {e}", file.display())));
+        return serde_json::from_str(&text)
+            .map_err(|e| Failure::Usage(format!("{} is no VM specification: {e}", file.display())));
     }
     let file = |place: &crate::place::Place| place.file().map(ToString::to_string).map_err(Failure::Usage);
     // The parser has made sure of both.
@@ -103,10 +120,16 @@ fn show(vm: &Vm, output: &Output) -> Result<(), Failure> {
         lines.extend(vm.initramfs.clone().map(|i| ("Initramfs", i)));
         for (n, disk) in vm.disks.iter().enumerate() {
             let read_only = if disk.read_only { ", read-only" } else { "" };
-            lines.push((if n == 0 { "Disks" } else { "" }, format!("{} ({}{read_only})", disk.path, size(disk.size_bytes))));
+            lines.push((
+                if n == 0 { "Disks" } else { "" },
+                format!("{} ({}{read_only})", disk.path, size(disk.size_bytes)),
+            ));
         }
         for (n, nic) in vm.nics.iter().enumerate() {
-            lines.push((if n == 0 { "Network adapters" } else { "" }, format!("{} ({})", nic.port_group, nic.mac)));
+            lines.push((
+                if n == 0 { "Network adapters" } else { "" },
+                format!("{} ({})", nic.port_group, nic.mac),
+            ));
         }
         lines.extend(vm.uptime_s.map(|s| ("Up for", span(s))));
         lines.extend(vm.memory_touched_mib.map(|m| ("Memory touched", size(m * 1024 * 1024))));

@@ -7,7 +7,12 @@ use ipnet::Ipv4Net;
 /// An address that a host can have.
 pub(crate) fn host_address(text: &str) -> Result<Ipv4Addr, String> {
     let address = any_address(text)?;
-    if address.is_unspecified() || address.is_loopback() || address.is_multicast() || address.octets()[0] >= 240 || address.octets()[0] == 0 {
+    if address.is_unspecified()
+        || address.is_loopback()
+        || address.is_multicast()
+        || address.octets()[0] >= 240
+        || address.octets()[0] == 0
+    {
         return Err(format!("{address} is not an address that a host can have"));
     }
     Ok(address)
@@ -29,11 +34,18 @@ pub(crate) fn prefix(text: &str) -> Result<u8, String> {
     let length = match plain.parse::<u8>() {
         Ok(length) => length,
         Err(_) => {
-            let mask: Ipv4Addr = plain.parse().map_err(|_| format!("`{text}` is no subnet mask such as 255.255.255.0 or 24"))?;
-            ipnet::ipv4_mask_to_prefix(mask).map_err(|_| format!("{mask} is no subnet mask: its one bits are not all in front"))?
+            let mask: Ipv4Addr = plain
+                .parse()
+                .map_err(|_| format!("`{text}` is no subnet mask such as 255.255.255.0 or 24"))?;
+            ipnet::ipv4_mask_to_prefix(mask)
+                .map_err(|_| format!("{mask} is no subnet mask: its one bits are not all in front"))?
         }
     };
-    if (1..=31).contains(&length) { Ok(length) } else { Err("a subnet mask has 1 to 31 bits (255.255.255.0 has 24)".into()) }
+    if (1..=31).contains(&length) {
+        Ok(length)
+    } else {
+        Err("a subnet mask has 1 to 31 bits (255.255.255.0 has 24)".into())
+    }
 }
 
 /// An address with its prefix, neither the network's own nor its broadcast address.
@@ -72,10 +84,19 @@ mod tests {
 
     #[test]
     fn masks_are_read_both_ways() {
-        for (text, expected) in [("255.255.255.0", 24), ("24", 24), ("/24", 24), ("255.255.254.0", 23), ("/31", 31), ("255.0.0.0", 8)] {
+        for (text, expected) in [
+            ("255.255.255.0", 24),
+            ("24", 24),
+            ("/24", 24),
+            ("255.255.254.0", 23),
+            ("/31", 31),
+            ("255.0.0.0", 8),
+        ] {
             assert_eq!(prefix(text), Ok(expected), "{text}");
         }
-        for wrong in ["", "0", "32", "33", "255.0.255.0", "255.255.255", "x", "0.0.0.0", "255.255.255.255", "-1"] {
+        for wrong in
+            ["", "0", "32", "33", "255.0.255.0", "255.255.255", "x", "0.0.0.0", "255.255.255.255", "-1"]
+        {
             assert!(prefix(wrong).is_err(), "{wrong}");
         }
     }

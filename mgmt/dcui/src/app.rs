@@ -36,7 +36,9 @@ pub(crate) enum Purpose {
     /// The password, to go on to the menu or to the power dialog.
     Login(After),
     /// A new password; the first one has no old one, and goes on to the menu.
-    Password { first: bool },
+    Password {
+        first: bool,
+    },
     Ipv4,
     Dns,
     Services,
@@ -63,13 +65,33 @@ pub(crate) enum Question {
 /// One screen; they lie on each other.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Screen {
-    Menu { table: Table, selected: usize },
-    Form { purpose: Purpose, form: Form, waiting: Option<u64> },
+    Menu {
+        table: Table,
+        selected: usize,
+    },
+    Form {
+        purpose: Purpose,
+        form: Form,
+        waiting: Option<u64>,
+    },
     Ask(Question),
     /// A job is at work; `job` is its number.
-    Busy { title: &'static str, text: &'static str, job: u64 },
-    Notice { title: &'static str, text: String },
-    Logs { lines: Vec<LogLine>, up: usize, asked: Option<u64>, asked_at: Duration, error: Option<String> },
+    Busy {
+        title: &'static str,
+        text: &'static str,
+        job: u64,
+    },
+    Notice {
+        title: &'static str,
+        text: String,
+    },
+    Logs {
+        lines: Vec<LogLine>,
+        up: usize,
+        asked: Option<u64>,
+        asked_at: Duration,
+        error: Option<String>,
+    },
 }
 
 /// Something to carry out.
@@ -221,7 +243,9 @@ impl App {
         let password_set = match (&self.facts.hostd, self.facts.password_set()) {
             (Link::Up, Some(set)) => set,
             (Link::Down(why), _) => {
-                let text = format!("The host agent (hostd) does not answer: {why}. Nothing can be changed without it. It is started again by itself; this goes on as soon as it answers.");
+                let text = format!(
+                    "The host agent (hostd) does not answer: {why}. Nothing can be changed without it. It is started again by itself; this goes on as soon as it answers."
+                );
                 self.screens.push(Screen::Notice { title: HOST_AGENT, text });
                 self.waits = Some(key);
                 return Vec::new();
@@ -235,8 +259,13 @@ impl App {
         };
         match (password_set, after) {
             (true, after) => {
-                let title = if after == After::Menu { "Authentication Required" } else { "Shut Down/Restart" };
-                let form = Form::new(title, format!("Enter the password of root on {}.", self.facts.hostname()), vec![Field::secret("Password")]);
+                let title =
+                    if after == After::Menu { "Authentication Required" } else { "Shut Down/Restart" };
+                let form = Form::new(
+                    title,
+                    format!("Enter the password of root on {}.", self.facts.hostname()),
+                    vec![Field::secret("Password")],
+                );
                 self.screens.push(Screen::Form { purpose: Purpose::Login(after), form, waiting: None });
             }
             (false, After::Menu) => self.screens.push(password_screen(true)),
@@ -260,7 +289,9 @@ impl App {
                     return self.open(item.opens);
                 }
             }
-            Key::Esc if *table == Table::Network && !self.changes.is_empty() => self.screens.push(Screen::Ask(Question::Apply)),
+            Key::Esc if *table == Table::Network && !self.changes.is_empty() => {
+                self.screens.push(Screen::Ask(Question::Apply))
+            }
             Key::Esc => {
                 self.screens.pop();
             }
@@ -285,7 +316,13 @@ impl App {
             Opens::Services => form(Purpose::Services, self.changes.services_form(&self.facts)),
             Opens::RestartNetwork => Screen::Ask(Question::RestartNetwork),
             Opens::Logs => {
-                self.screens.push(Screen::Logs { lines: Vec::new(), up: 0, asked: None, asked_at: self.now, error: None });
+                self.screens.push(Screen::Logs {
+                    lines: Vec::new(),
+                    up: 0,
+                    asked: None,
+                    asked_at: self.now,
+                    error: None,
+                });
                 return self.ask_logs();
             }
         };
@@ -336,7 +373,11 @@ impl App {
             Question::Apply if yes => {
                 self.screens.pop();
                 let Some(updates) = self.changes.updates(&self.facts) else { return Vec::new() };
-                self.busy("Configure Management Network", "Applying the changes and restarting the management network …", Job::Apply(Box::new(updates)))
+                self.busy(
+                    "Configure Management Network",
+                    "Applying the changes and restarting the management network …",
+                    Job::Apply(Box::new(updates)),
+                )
             }
             Question::Apply if no => {
                 self.changes = Changes::default();
@@ -347,7 +388,11 @@ impl App {
             }
             Question::RestartNetwork if yes || key == Key::Enter => {
                 self.screens.pop();
-                self.busy("Restart Management Network", "Restarting the management network …", Job::RestartNetwork)
+                self.busy(
+                    "Restart Management Network",
+                    "Restarting the management network …",
+                    Job::RestartNetwork,
+                )
             }
             Question::RestartNetwork if no => {
                 self.screens.pop();
@@ -356,7 +401,9 @@ impl App {
             Question::Power if matches!(key, Key::F(2 | 11)) => {
                 self.screens.pop();
                 let (text, action) = match key {
-                    Key::F(2) => ("The host shuts down: VMs get their power button first …", HostPowerAction::PowerOff),
+                    Key::F(2) => {
+                        ("The host shuts down: VMs get their power button first …", HostPowerAction::PowerOff)
+                    }
                     _ => ("The host restarts: VMs get their power button first …", HostPowerAction::Reboot),
                 };
                 self.busy("Shut Down/Restart", text, Job::Power(action))
@@ -414,7 +461,13 @@ impl App {
                     (Ok(_), Purpose::Login(After::Menu) | Purpose::Password { first: true }) => {
                         self.replace(at, Screen::Menu { table: Table::System, selected: 0 });
                     }
-                    (Ok(_), _) => self.replace(at, Screen::Notice { title: "Configure Password", text: "The password was changed. All other sessions have ended.".into() }),
+                    (Ok(_), _) => self.replace(
+                        at,
+                        Screen::Notice {
+                            title: "Configure Password",
+                            text: "The password was changed. All other sessions have ended.".into(),
+                        },
+                    ),
                 }
                 if matches!(purpose, Purpose::Password { .. }) {
                     self.password_is_set();
@@ -431,7 +484,10 @@ impl App {
                             self.screens.pop();
                         }
                     }
-                    Err(Failure::WrongPassword) => self.replace(at, Screen::Notice { title, text: "The host agent did not permit it.".into() }),
+                    Err(Failure::WrongPassword) => self.replace(
+                        at,
+                        Screen::Notice { title, text: "The host agent did not permit it.".into() },
+                    ),
                     Err(Failure::Other(text)) => self.replace(at, Screen::Notice { title, text }),
                 }
             }
@@ -463,7 +519,9 @@ impl App {
         let (_, title) = self.background.remove(at);
         match result {
             Ok(_) => self.changes = Changes::default(),
-            Err(Failure::WrongPassword) => self.screens.push(Screen::Notice { title, text: "The host agent did not permit it.".into() }),
+            Err(Failure::WrongPassword) => {
+                self.screens.push(Screen::Notice { title, text: "The host agent did not permit it.".into() })
+            }
             Err(Failure::Other(text)) => self.screens.push(Screen::Notice { title, text }),
         }
     }
@@ -484,14 +542,19 @@ impl App {
 }
 
 fn password_screen(first: bool) -> Screen {
-    let rules = format!("At least {MIN_PASSWORD} characters. It is asked for here, by the API and by keelctl.");
+    let rules =
+        format!("At least {MIN_PASSWORD} characters. It is asked for here, by the API and by keelctl.");
     let (title, intro, mut fields) = if first {
         ("Set Password", format!("Choose a password for root. {rules}"), vec![])
     } else {
         ("Configure Password", rules, vec![Field::secret("Old Password")])
     };
     fields.extend([Field::secret("New Password"), Field::secret("Confirm Password")]);
-    Screen::Form { purpose: Purpose::Password { first }, form: Form::new(title, intro, fields), waiting: None }
+    Screen::Form {
+        purpose: Purpose::Password { first },
+        form: Form::new(title, intro, fields),
+        waiting: None,
+    }
 }
 
 fn new_password(form: &Form, first: bool) -> Result<Job, (usize, String)> {

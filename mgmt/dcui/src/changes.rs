@@ -60,7 +60,11 @@ impl Changes {
         let adapter = facts.management()?;
         let services = self.vmotion.map(|on| {
             let mut services: BTreeSet<Service> = adapter.services.iter().map(|s| service(*s)).collect();
-            if on { services.insert(Service::Vmotion) } else { services.remove(&Service::Vmotion) };
+            if on {
+                services.insert(Service::Vmotion)
+            } else {
+                services.remove(&Service::Vmotion)
+            };
             services
         });
         let search = facts.network.as_ref().map(|n| n.0.dns.search.clone()).unwrap_or_default();

@@ -27,7 +27,9 @@ pub(crate) fn draw(app: &App, buffer: &mut Buffer) -> Option<Position> {
                 menu(app, *table, *selected, buffer, area);
                 None
             }
-            Screen::Form { purpose, form, waiting } => form_dialog(*purpose, form, waiting.is_some(), buffer, area),
+            Screen::Form { purpose, form, waiting } => {
+                form_dialog(*purpose, form, waiting.is_some(), buffer, area)
+            }
             Screen::Ask(question) => {
                 ask(*question, buffer, area);
                 None
@@ -41,7 +43,10 @@ pub(crate) fn draw(app: &App, buffer: &mut Buffer) -> Option<Position> {
                 None
             }
             Screen::Logs { lines, up, error, .. } => {
-                let text: Vec<String> = lines.iter().map(|l| format!("{} {}: {}", clock(l.time.as_second()), l.source, l.text)).collect();
+                let text: Vec<String> = lines
+                    .iter()
+                    .map(|l| format!("{} {}: {}", clock(l.time.as_second()), l.source, l.text))
+                    .collect();
                 logs(&text, *up, error.as_deref(), buffer, area);
                 None
             }
@@ -98,18 +103,29 @@ fn main_screen(app: &App, buffer: &mut Buffer, area: Rect) {
     let (cpu, memory) = match &facts.host {
         Some(host) => {
             let cpu = &host.cpu;
-            let parts = [count(cpu.sockets, "socket"), count(cpu.cores, "core"), count(cpu.threads, "thread")];
+            let parts =
+                [count(cpu.sockets, "socket"), count(cpu.cores, "core"), count(cpu.threads, "thread")];
             (format!("{} ({})", cpu.model, parts.join(", ")), host.memory.total_bytes)
         }
-        None => (format!("{} ({})", facts.hardware.cpu, count(facts.hardware.threads, "thread")), facts.hardware.memory),
+        None => (
+            format!("{} ({})", facts.hardware.cpu, count(facts.hardware.threads, "thread")),
+            facts.hardware.memory,
+        ),
     };
     put(buffer, 2, 5, &cpu, TOP);
     put(buffer, 2, 6, &format!("{} of memory", size(memory)), TOP);
 
     let mut y = split + 1;
     if let Some(action) = facts.going_down {
-        let word = if action == keelson_init_control::PowerAction::Reboot { "restarting" } else { "shutting down" };
-        put(buffer, 2, y, &format!("This host is {word}. VMs get their power button first."), BOTTOM.add_modifier(Modifier::BOLD));
+        let word =
+            if action == keelson_init_control::PowerAction::Reboot { "restarting" } else { "shutting down" };
+        put(
+            buffer,
+            2,
+            y,
+            &format!("This host is {word}. VMs get their power button first."),
+            BOTTOM.add_modifier(Modifier::BOLD),
+        );
         return;
     }
     put(buffer, 2, y, "Download tools to manage this host from:", BOTTOM);
@@ -140,7 +156,12 @@ fn main_screen(app: &App, buffer: &mut Buffer, area: Rect) {
         y += 2;
     }
     notices(app, buffer, area, y);
-    last_line(buffer, "<F2> Customize System/View Logs", "<F12> Shut Down/Restart", BOTTOM.add_modifier(Modifier::BOLD));
+    last_line(
+        buffer,
+        "<F2> Customize System/View Logs",
+        "<F12> Shut Down/Restart",
+        BOTTOM.add_modifier(Modifier::BOLD),
+    );
 }
 
 /// The notices from line `y` on; what does not fit is counted.
@@ -156,7 +177,11 @@ fn notices(app: &App, buffer: &mut Buffer, area: Rect, mut y: u16) {
         // A line is kept for the count, unless this is the last one.
         if lines.len() + usize::from(rest > 1) > room {
             if room > 0 {
-                let more = if rest == 1 { notice.message.clone() } else { format!("{rest} more notices: keelctl host shows them") };
+                let more = if rest == 1 {
+                    notice.message.clone()
+                } else {
+                    format!("{rest} more notices: keelctl host shows them")
+                };
                 put(buffer, 1, y, " ! ", ALERT);
                 put(buffer, 5, y, &more, BOTTOM);
             }
@@ -176,7 +201,13 @@ fn count(n: u32, what: &str) -> String {
 
 fn size(bytes: u64) -> String {
     let mib = bytes / (1024 * 1024);
-    if mib >= 10 * 1024 { format!("{} GiB", mib / 1024) } else if mib >= 1024 { format!("{}.{} GiB", mib / 1024, mib % 1024 * 10 / 1024) } else { format!("{mib} MiB") }
+    if mib >= 10 * 1024 {
+        format!("{} GiB", mib / 1024)
+    } else if mib >= 1024 {
+        format!("{}.{} GiB", mib / 1024, mib % 1024 * 10 / 1024)
+    } else {
+        format!("{mib} MiB")
+    }
 }
 
 fn menu(app: &App, table: Table, selected: usize, buffer: &mut Buffer, area: Rect) {
@@ -208,18 +239,38 @@ fn menu(app: &App, table: Table, selected: usize, buffer: &mut Buffer, area: Rec
 fn ask(question: Question, buffer: &mut Buffer, area: Rect) {
     match question {
         Question::Apply => {
-            let text = "You have changed the management network of this host. Sessions over the network may break.";
+            let text =
+                "You have changed the management network of this host. Sessions over the network may break.";
             let mut lines = vec!["Apply changes and restart management network?".to_owned(), String::new()];
             lines.extend(wrap(text, 60));
-            dialog("Configure Management Network: Confirm", &lines, "<Y> Yes   <N> No   <Esc> Cancel", buffer, area);
+            dialog(
+                "Configure Management Network: Confirm",
+                &lines,
+                "<Y> Yes   <N> No   <Esc> Cancel",
+                buffer,
+                area,
+            );
         }
         Question::RestartNetwork => {
             let text = "Restart the management network of this host? Sessions over the network may break; VMs and their networks go on.";
-            dialog("Restart Management Network: Confirm", &wrap(text, 60), "<Y> Yes   <N> No   <Esc> Cancel", buffer, area);
+            dialog(
+                "Restart Management Network: Confirm",
+                &wrap(text, 60),
+                "<Y> Yes   <N> No   <Esc> Cancel",
+                buffer,
+                area,
+            );
         }
         Question::Power => {
-            let lines = wrap("VMs that run get their power button and 60 seconds before the host goes down.", 60);
-            dialog("Shut Down/Restart", &lines, "<F2> Shut Down   <F11> Restart   <Esc> Cancel", buffer, area);
+            let lines =
+                wrap("VMs that run get their power button and 60 seconds before the host goes down.", 60);
+            dialog(
+                "Shut Down/Restart",
+                &lines,
+                "<F2> Shut Down   <F11> Restart   <Esc> Cancel",
+                buffer,
+                area,
+            );
         }
     }
 }
@@ -236,11 +287,23 @@ fn dialog(title: &str, lines: &[String], hints: &str, buffer: &mut Buffer, area:
     for (line, y) in lines.iter().zip(place.y + 2..place.bottom().saturating_sub(2)) {
         put(buffer, place.x + 2, y, line, DIALOG);
     }
-    put(buffer, place.right().saturating_sub(width(hints) + 2), place.bottom().saturating_sub(1), hints, DIALOG.add_modifier(Modifier::BOLD));
+    put(
+        buffer,
+        place.right().saturating_sub(width(hints) + 2),
+        place.bottom().saturating_sub(1),
+        hints,
+        DIALOG.add_modifier(Modifier::BOLD),
+    );
     Position::new(place.x + 2, place.y + 2)
 }
 
-fn form_dialog(purpose: Purpose, form: &Form, waiting: bool, buffer: &mut Buffer, area: Rect) -> Option<Position> {
+fn form_dialog(
+    purpose: Purpose,
+    form: &Form,
+    waiting: bool,
+    buffer: &mut Buffer,
+    area: Rect,
+) -> Option<Position> {
     const WIDE: usize = 60;
     let mut lines = wrap(&form.intro, WIDE);
     lines.push(String::new());
@@ -263,7 +326,10 @@ fn form_dialog(purpose: Purpose, form: &Form, waiting: bool, buffer: &mut Buffer
         let y = at.y + first + u16::try_from(form.fields.len()).unwrap_or(0) + 1;
         for row in y..(y + 3).min(area.bottom()) {
             for x in at.x..at.x + u16::try_from(WIDE).unwrap_or(0) {
-                if let Some(cell) = buffer.cell_mut((x, row)).filter(|c| c.bg == Color::Gray && row < at.y + u16::try_from(lines.len()).unwrap_or(0)) {
+                if let Some(cell) = buffer
+                    .cell_mut((x, row))
+                    .filter(|c| c.bg == Color::Gray && row < at.y + u16::try_from(lines.len()).unwrap_or(0))
+                {
                     cell.set_style(ALERT);
                 }
             }
@@ -288,8 +354,12 @@ fn form_dialog(purpose: Purpose, form: &Form, waiting: bool, buffer: &mut Buffer
                     cursor = Some(Position::new(x + width(&tail), y));
                 }
             }
-            Field::Choice { label, on } => mark(buffer, at.x, y, if *on { "(o)" } else { "( )" }, label, focused),
-            Field::Check { label, on } => mark(buffer, at.x, y, if *on { "[X]" } else { "[ ]" }, label, focused),
+            Field::Choice { label, on } => {
+                mark(buffer, at.x, y, if *on { "(o)" } else { "( )" }, label, focused)
+            }
+            Field::Check { label, on } => {
+                mark(buffer, at.x, y, if *on { "[X]" } else { "[ ]" }, label, focused)
+            }
         }
     }
     cursor

@@ -53,7 +53,8 @@ impl Hardware {
     pub(crate) fn parse(hostname: String, cpuinfo: &str, meminfo: &str) -> Self {
         let value = |line: &str| line.split_once(':').map(|(_, v)| v.trim().to_owned()).unwrap_or_default();
         let cpu = cpuinfo.lines().find(|l| l.starts_with("model name")).map(value).unwrap_or_default();
-        let threads = u32::try_from(cpuinfo.lines().filter(|l| l.starts_with("processor")).count()).unwrap_or(u32::MAX);
+        let threads =
+            u32::try_from(cpuinfo.lines().filter(|l| l.starts_with("processor")).count()).unwrap_or(u32::MAX);
         let total = meminfo.lines().find(|l| l.starts_with("MemTotal:")).map(value).unwrap_or_default();
         let kib: u64 = total.split_whitespace().next().and_then(|n| n.parse().ok()).unwrap_or(0);
         Self { hostname, cpu, threads, memory: kib.saturating_mul(1024) }
@@ -147,7 +148,10 @@ impl Facts {
     /// The management adapter as it is wanted: the first that carries management, else the first.
     pub(crate) fn management(&self) -> Option<&VmkAdapter> {
         let adapters = &self.network.as_ref()?.0.vmkernel_adapters;
-        adapters.iter().find(|a| a.services.contains(&keelson_netcfg_control::Service::Management)).or(adapters.first())
+        adapters
+            .iter()
+            .find(|a| a.services.contains(&keelson_netcfg_control::Service::Management))
+            .or(adapters.first())
     }
 
     /// The addresses to manage the host by, with how they were obtained.
@@ -185,7 +189,9 @@ impl Facts {
         }
         self.absent_daemons(&mut notices);
         let known = match (&self.hostd, &self.host) {
-            (Link::Up, Some(host)) => host.conditions.iter().map(|c| Notice::new(&c.code, &c.message, &c.remedy)).collect(),
+            (Link::Up, Some(host)) => {
+                host.conditions.iter().map(|c| Notice::new(&c.code, &c.message, &c.remedy)).collect()
+            }
             _ => self.without_hostd(),
         };
         for notice in known {
@@ -198,20 +204,30 @@ impl Facts {
 
     fn absent_daemons(&self, notices: &mut Vec<Notice>) {
         if let Link::Down(why) = &self.init {
-            notices.push(Notice::new("init-silent", format!("init does not answer: {why}."), "The host may go on running; restart it when it can be spared."));
+            notices.push(Notice::new(
+                "init-silent",
+                format!("init does not answer: {why}."),
+                "The host may go on running; restart it when it can be spared.",
+            ));
         }
-        for (link, id, code, what) in
-            [(&self.netd, UnitId::Netd, "netd-silent", "The network daemon"), (&self.hostd, UnitId::Hostd, "hostd-silent", "The host agent")]
-        {
+        for (link, id, code, what) in [
+            (&self.netd, UnitId::Netd, "netd-silent", "The network daemon"),
+            (&self.hostd, UnitId::Hostd, "hostd-silent", "The host agent"),
+        ] {
             let Link::Down(why) = link else { continue };
             let unit = self.units.iter().find(|u| u.id == id);
             let (message, remedy) = match unit {
                 Some(unit) => {
                     let last = unit.exits.last().map(|e| format!("; it {}", e.exit)).unwrap_or_default();
                     match unit.state {
-                        UnitState::Running => (format!("{what} ({id}) does not answer: {why}."), "It is running; this may pass by itself."),
+                        UnitState::Running => (
+                            format!("{what} ({id}) does not answer: {why}."),
+                            "It is running; this may pass by itself.",
+                        ),
                         UnitState::Stopping => (format!("{what} ({id}) is stopping."), "Wait for it."),
-                        UnitState::Backoff { .. } => (format!("{what} ({id}) is not running{last}."), "It is started again by itself."),
+                        UnitState::Backoff { .. } => {
+                            (format!("{what} ({id}) is not running{last}."), "It is started again by itself.")
+                        }
                         UnitState::Ended => (format!("{what} ({id}) has ended{last}."), "Restart the host."),
                     }
                 }
@@ -229,7 +245,11 @@ impl Facts {
         }
         if let Some(boot) = &self.boot {
             notices.extend(boot.problems.iter().map(|p| Notice::new(&p.code, &p.message, &p.remedy)));
-            notices.extend(boot.word_errors.iter().map(|e| Notice::new("word-ignored", format!("{e}."), "Correct it and restart the host.")));
+            notices.extend(
+                boot.word_errors.iter().map(|e| {
+                    Notice::new("word-ignored", format!("{e}."), "Correct it and restart the host.")
+                }),
+            );
         }
         notices
     }
@@ -242,9 +262,13 @@ mod tests {
 
     #[test]
     fn hardware_is_read() {
-        let cpuinfo = "processor\t: 0\nmodel name\t: AMD EPYC 7003\n\nprocessor\t: 1\nmodel name\t: AMD EPYC 7003\n";
+        let cpuinfo =
+            "processor\t: 0\nmodel name\t: AMD EPYC 7003\n\nprocessor\t: 1\nmodel name\t: AMD EPYC 7003\n";
         let got = Hardware::parse("h".into(), cpuinfo, "MemFree: 1 kB\nMemTotal:        2048000 kB\n");
-        assert_eq!(got, Hardware { hostname: "h".into(), cpu: "AMD EPYC 7003".into(), threads: 2, memory: 2_097_152_000 });
+        assert_eq!(
+            got,
+            Hardware { hostname: "h".into(), cpu: "AMD EPYC 7003".into(), threads: 2, memory: 2_097_152_000 }
+        );
     }
 
     proptest! {

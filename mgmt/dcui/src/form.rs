@@ -48,7 +48,9 @@ impl Field {
     /// The same line, counting only while that choice is on.
     pub(crate) fn under(self, choice: usize) -> Self {
         match self {
-            Self::Text { label, value, secret, max, .. } => Self::Text { label, value, secret, max, under: Some(choice) },
+            Self::Text { label, value, secret, max, .. } => {
+                Self::Text { label, value, secret, max, under: Some(choice) }
+            }
             other => other,
         }
     }

@@ -115,7 +115,11 @@ fn plain(byte: u8) -> Reading {
 
 fn utf8(bytes: &[u8]) -> Reading {
     match std::str::from_utf8(bytes) {
-        Ok(text) => text.chars().next().filter(|c| !c.is_control()).map_or(Reading::Nothing, |c| Reading::Key(Key::Char(c))),
+        Ok(text) => text
+            .chars()
+            .next()
+            .filter(|c| !c.is_control())
+            .map_or(Reading::Nothing, |c| Reading::Key(Key::Char(c))),
         Err(e) if e.error_len().is_none() => Reading::More,
         Err(_) if bytes.len() > 1 => Reading::Again(None),
         Err(_) => Reading::Nothing,
@@ -153,7 +157,8 @@ fn control_sequence(parameters: &[u8], last: u8) -> Reading {
     match last {
         0x20..=0x3f => Reading::More,
         b'~' => {
-            let number: String = parameters.iter().take_while(|b| b.is_ascii_digit()).map(|b| *b as char).collect();
+            let number: String =
+                parameters.iter().take_while(|b| b.is_ascii_digit()).map(|b| *b as char).collect();
             let key = match number.parse().unwrap_or(0u16) {
                 1 | 7 => Key::Home,
                 4 | 8 => Key::End,
@@ -218,9 +223,18 @@ mod tests {
     #[test]
     fn cursor_keys_and_editing() {
         assert_eq!(keys(b"\x1b[A\x1bOB\x1b[C\x1b[D"), [Key::Up, Key::Down, Key::Right, Key::Left]);
-        assert_eq!(keys(b"\x1b[1~\x1b[F\x1b[5~\x1b[6~\x1b[3~"), [Key::Home, Key::End, Key::PageUp, Key::PageDown, Key::Delete]);
-        assert_eq!(keys(b"\x7f\x08\t\x1b[Z\x0c"), [Key::Backspace, Key::Backspace, Key::Tab, Key::BackTab, Key::Ctrl('l')]);
-        assert_eq!(keys("aé€😀".as_bytes()), [Key::Char('a'), Key::Char('é'), Key::Char('€'), Key::Char('😀')]);
+        assert_eq!(
+            keys(b"\x1b[1~\x1b[F\x1b[5~\x1b[6~\x1b[3~"),
+            [Key::Home, Key::End, Key::PageUp, Key::PageDown, Key::Delete]
+        );
+        assert_eq!(
+            keys(b"\x7f\x08\t\x1b[Z\x0c"),
+            [Key::Backspace, Key::Backspace, Key::Tab, Key::BackTab, Key::Ctrl('l')]
+        );
+        assert_eq!(
+            keys("aé€😀".as_bytes()),
+            [Key::Char('a'), Key::Char('é'), Key::Char('€'), Key::Char('😀')]
+        );
     }
 
     #[test]

@@ -61,8 +61,12 @@ fn main() -> ExitCode {
     let path = arguments.next().map(PathBuf::from);
     // Elsewhere than on a host, the directory of the daemons' sockets.
     let run = arguments.next().map_or_else(|| PathBuf::from("/run/keelson"), PathBuf::from);
-    if arguments.next().is_some() || path.as_deref().is_some_and(|p| p.as_os_str().as_encoded_bytes().starts_with(b"-")) {
-        eprintln!("usage: dcui [TTY [SOCKET-DIRECTORY]]\nThe console of a Keelson host on a terminal; on standard input's when none is named.");
+    if arguments.next().is_some()
+        || path.as_deref().is_some_and(|p| p.as_os_str().as_encoded_bytes().starts_with(b"-"))
+    {
+        eprintln!(
+            "usage: dcui [TTY [SOCKET-DIRECTORY]]\nThe console of a Keelson host on a terminal; on standard input's when none is named."
+        );
         return ExitCode::from(2);
     }
     match run_console(path.as_deref(), &run) {
@@ -92,7 +96,16 @@ fn run_console(path: Option<&Path>, run: &Path) -> std::io::Result<()> {
     let sockets = Sockets::within(run);
     let bell = watch::start(&sockets, &to)?;
     let jobs = worker::start(&sockets.hostd, to, bell.clone())?;
-    Console { line, app: App::default(), shown: None, painted: Instant::now(), started: Instant::now(), jobs, bell }.run(&messages)
+    Console {
+        line,
+        app: App::default(),
+        shown: None,
+        painted: Instant::now(),
+        started: Instant::now(),
+        jobs,
+        bell,
+    }
+    .run(&messages)
 }
 
 fn watch_signals(signals: SigSet, to: Sender<Message>) -> std::io::Result<()> {
@@ -142,7 +155,11 @@ impl Console {
         let mut last_byte = Instant::now();
         loop {
             self.show()?;
-            let next = if decoder.waits() { ESCAPE_PAUSE.saturating_sub(last_byte.elapsed()) } else { self.app.next_tick() };
+            let next = if decoder.waits() {
+                ESCAPE_PAUSE.saturating_sub(last_byte.elapsed())
+            } else {
+                self.app.next_tick()
+            };
             let first = messages.recv_timeout(next);
             let mut keys = Vec::new();
             if decoder.waits() && last_byte.elapsed() >= ESCAPE_PAUSE {
@@ -183,7 +200,10 @@ impl Console {
                     Effect::Repaint => self.shown = None,
                     Effect::Do(number, job) => {
                         if self.jobs.send((number, job)).is_err() {
-                            self.app.done(number, Err(Failure::Other("The console's worker has ended; it begins anew.".into())));
+                            self.app.done(
+                                number,
+                                Err(Failure::Other("The console's worker has ended; it begins anew.".into())),
+                            );
                         }
                         self.bell.ring();
                     }

@@ -54,7 +54,12 @@ static NETWORK: &[Item] = &[
 
 fn password(app: &App) -> Vec<String> {
     let state = if app.facts.password_set() == Some(false) { "Not set" } else { "Set" };
-    vec![state.into(), String::new(), "The password of root, for this console, the API and keelctl. Changing it ends all other sessions.".into()]
+    vec![
+        state.into(),
+        String::new(),
+        "The password of root, for this console, the API and keelctl. Changing it ends all other sessions."
+            .into(),
+    ]
 }
 
 fn network(app: &App) -> Vec<String> {
@@ -70,12 +75,19 @@ fn network(app: &App) -> Vec<String> {
             lines.push(format!("{}: {link}", nic.name));
         }
     }
-    lines.extend([String::new(), "Address, name servers, host name and services of the adapter that this host is managed by.".into()]);
+    lines.extend([
+        String::new(),
+        "Address, name servers, host name and services of the adapter that this host is managed by.".into(),
+    ]);
     lines
 }
 
 fn restart(_: &App) -> Vec<String> {
-    vec!["Drops the management address and configures it anew; with DHCP, a new lease is asked for.".into(), String::new(), "Sessions over the network may break. VMs and their networks go on.".into()]
+    vec![
+        "Drops the management address and configures it anew; with DHCP, a new lease is asked for.".into(),
+        String::new(),
+        "Sessions over the network may break. VMs and their networks go on.".into(),
+    ]
 }
 
 fn logs(_: &App) -> Vec<String> {

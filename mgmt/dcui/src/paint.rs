@@ -107,7 +107,11 @@ mod tests {
     fn screen(lines: &[String]) -> Buffer {
         let mut buffer = Buffer::empty(Rect::new(0, 0, 80, 24));
         for (y, line) in lines.iter().enumerate().take(24) {
-            let style = if y % 2 == 0 { Style::new().fg(Color::White).bg(Color::Blue) } else { Style::new().fg(Color::Black).bg(Color::Cyan) };
+            let style = if y % 2 == 0 {
+                Style::new().fg(Color::White).bg(Color::Blue)
+            } else {
+                Style::new().fg(Color::Black).bg(Color::Cyan)
+            };
             buffer.set_stringn(0, u16::try_from(y).unwrap(), line, 80, style);
         }
         buffer
@@ -122,7 +126,9 @@ mod tests {
     }
 
     fn written(buffer: &Buffer) -> Vec<String> {
-        (0..24u16).map(|y| (0..80u16).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned()).collect()
+        (0..24u16)
+            .map(|y| (0..80u16).map(|x| buffer[(x, y)].symbol()).collect::<String>().trim_end().to_owned())
+            .collect()
     }
 
     proptest! {

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use keelson_api::{Condition, Cpu, Host, HostPowerAction, Identity, Ipv4Setting, KvmStatus, LogLine, Memory, Service};
+use keelson_api::{
+    Condition, Cpu, Host, HostPowerAction, Identity, Ipv4Setting, KvmStatus, LogLine, Memory, Service,
+};
 use keelson_init_control::{Boot, PowerAction, WordError};
-use keelson_netcfg_control::{AdapterStatus, AddressOrigin, Ipv4, NetworkConfig, NetworkStatus, NicStatus, Problem};
+use keelson_netcfg_control::{
+    AdapterStatus, AddressOrigin, Ipv4, NetworkConfig, NetworkStatus, NicStatus, Problem,
+};
 use proptest::prelude::*;
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
@@ -44,7 +48,15 @@ fn host(password_set: bool) -> Host {
 fn network(origin: AddressOrigin, address: &str) -> (NetworkConfig, NetworkStatus) {
     let config = NetworkConfig::default();
     let status = NetworkStatus {
-        nics: vec![NicStatus { name: "vmnic0".into(), mac: "02:00:00:00:00:01".parse().unwrap(), driver: "virtio_net".into(), pci: None, link: true, speed_mbps: Some(1000), vswitch: None }],
+        nics: vec![NicStatus {
+            name: "vmnic0".into(),
+            mac: "02:00:00:00:00:01".parse().unwrap(),
+            driver: "virtio_net".into(),
+            pci: None,
+            link: true,
+            speed_mbps: Some(1000),
+            vswitch: None,
+        }],
         vmkernel_adapters: vec![AdapterStatus {
             name: "vmk0".into(),
             ifindex: Some(3),
@@ -123,18 +135,24 @@ fn logged_in() -> App {
 #[test]
 fn the_main_screen_tells_who_and_where() {
     let app = app(true);
-    shows(&app, &[
-        "Keelson 9.8.7  (Linux 6.12.1)",
-        "keel1",
-        "AMD EPYC (1 socket, 2 cores, 4 threads)",
-        "2.0 GiB of memory",
-        "Download tools to manage this host from:",
-        "https://10.0.2.15/ (DHCP)",
-        &["AB"; 16].join(":"),
-    ]);
+    shows(
+        &app,
+        &[
+            "Keelson 9.8.7  (Linux 6.12.1)",
+            "keel1",
+            "AMD EPYC (1 socket, 2 cores, 4 threads)",
+            "2.0 GiB of memory",
+            "Download tools to manage this host from:",
+            "https://10.0.2.15/ (DHCP)",
+            &["AB"; 16].join(":"),
+        ],
+    );
     let text = screen(&app);
     let last = text.lines().last().unwrap().trim_end();
-    assert!(last.starts_with(" <F2> Customize System/View Logs") && last.ends_with("<F12> Shut Down/Restart"), "{last}");
+    assert!(
+        last.starts_with(" <F2> Customize System/View Logs") && last.ends_with("<F12> Shut Down/Restart"),
+        "{last}"
+    );
     assert!(!text.contains(" ! "), "{text}");
 }
 
@@ -151,18 +169,38 @@ fn how_the_address_was_obtained_is_told() {
 fn conditions_and_silent_daemons_are_told() {
     let mut app = app(false);
     let mut degraded = host(false);
-    degraded.conditions = vec![Condition { code: "kvm-missing".into(), message: "This host cannot run VMs: SVM is switched off.".into(), remedy: "Switch it on in the firmware.".into() }];
+    degraded.conditions = vec![Condition {
+        code: "kvm-missing".into(),
+        message: "This host cannot run VMs: SVM is switched off.".into(),
+        remedy: "Switch it on in the firmware.".into(),
+    }];
     app.learn(Fact::Host(Ok(Box::new(degraded))));
     shows(&app, &["No password is set for root", "Press <F2>", "SVM is switched off", "firmware."]);
     app.learn(Fact::Host(Err("Connection refused".into())));
     let mut answer = network(AddressOrigin::None, "10.0.2.15/24");
     answer.1.vmkernel_adapters[0].addresses.clear();
-    answer.1.problems = vec![Problem { code: "no-link".into(), message: "vmnic0 has no link.".into(), remedy: "Check the cable.".into() }];
+    answer.1.problems = vec![Problem {
+        code: "no-link".into(),
+        message: "vmnic0 has no link.".into(),
+        remedy: "Check the cable.".into(),
+    }];
     app.learn(Fact::Network(Ok(Box::new(answer))));
-    let boot = Boot { word_errors: vec![WordError { origin: "kernel command line".into(), word: "adress=1".into(), problem: "no such word".into() }], ..Boot::default() };
+    let boot = Boot {
+        word_errors: vec![WordError {
+            origin: "kernel command line".into(),
+            word: "adress=1".into(),
+            problem: "no such word".into(),
+        }],
+        ..Boot::default()
+    };
     app.learn(Fact::Boot(Ok(Box::new(boot))));
     let big = screen_of(&app, 100, 40);
-    for text in ["The host agent (hostd) does not answer: Connection refused", "vmnic0 has no link", "adress=1", "(no address yet)"] {
+    for text in [
+        "The host agent (hostd) does not answer: Connection refused",
+        "vmnic0 has no link",
+        "adress=1",
+        "(no address yet)",
+    ] {
         assert!(big.contains(text), "{text}: {big}");
     }
     // 80x24 says that there is more than fits.
@@ -173,7 +211,12 @@ fn conditions_and_silent_daemons_are_told() {
 #[test]
 fn before_any_daemon_answers_there_is_a_screen() {
     let mut app = App::default();
-    app.learn(Fact::Hardware(Hardware { hostname: "new".into(), cpu: "Some CPU".into(), threads: 8, memory: 64 << 30 }));
+    app.learn(Fact::Hardware(Hardware {
+        hostname: "new".into(),
+        cpu: "Some CPU".into(),
+        threads: 8,
+        memory: 64 << 30,
+    }));
     shows(&app, &["Keelson", "new", "Some CPU (8 threads)", "64 GiB of memory", "being configured", "<F2>"]);
     keys(&mut app, F2);
     shows(&app, &["has not answered yet"]);
@@ -244,7 +287,10 @@ fn a_static_address_and_vmotion_are_set_in_one_go() {
     let (number, asked) = job(keys(&mut app, b"y"));
     let Job::Apply(updates) = asked else { panic!("{asked:?}") };
     assert_eq!(updates.adapter, "vmk0");
-    let setting = Ipv4Setting::Static { address: "192.0.2.10/24".parse().unwrap(), gateway: Some("192.0.2.1".parse().unwrap()) };
+    let setting = Ipv4Setting::Static {
+        address: "192.0.2.10/24".parse().unwrap(),
+        gateway: Some("192.0.2.1".parse().unwrap()),
+    };
     assert_eq!(updates.network.ipv4, Some(setting));
     assert_eq!(updates.network.services, Some([Service::Management, Service::Vmotion].into()));
     assert_eq!(updates.network.dns.unwrap().servers, ["192.0.2.53".parse::<std::net::Ipv4Addr>().unwrap()]);
@@ -287,7 +333,8 @@ fn changes_can_be_kept_thrown_away_and_refused() {
 fn a_static_host_is_shown_as_such() {
     let mut app = logged_in();
     let (mut config, status) = network(AddressOrigin::Static, "192.0.2.7/25");
-    config.vmkernel_adapters[0].ipv4 = Ipv4::Static { address: "192.0.2.7/25".parse().unwrap(), gateway: None };
+    config.vmkernel_adapters[0].ipv4 =
+        Ipv4::Static { address: "192.0.2.7/25".parse().unwrap(), gateway: None };
     app.learn(Fact::Network(Ok(Box::new((config, status)))));
     keys(&mut app, b"\x1b[B\r\r");
     shows(&app, &["(o) Set a static address:", "192.0.2.7", "255.255.255.128"]);
@@ -310,7 +357,8 @@ fn restarting_the_network_is_asked_first() {
 
 #[test]
 fn the_host_is_shut_down_or_restarted() {
-    for (key, action) in [(F2, HostPowerAction::PowerOff), (b"\x1b[23~".as_slice(), HostPowerAction::Reboot)] {
+    for (key, action) in [(F2, HostPowerAction::PowerOff), (b"\x1b[23~".as_slice(), HostPowerAction::Reboot)]
+    {
         let mut app = app(true);
         keys(&mut app, F12);
         let (number, _) = job(keys(&mut app, b"password\r"));
@@ -319,7 +367,11 @@ fn the_host_is_shut_down_or_restarted() {
         let (number, asked) = job(keys(&mut app, key));
         assert_eq!(asked, Job::Power(action));
         app.done(number, Ok(Done::Ok));
-        app.learn(Fact::GoingDown(if action == HostPowerAction::Reboot { PowerAction::Reboot } else { PowerAction::PowerOff }));
+        app.learn(Fact::GoingDown(if action == HostPowerAction::Reboot {
+            PowerAction::Reboot
+        } else {
+            PowerAction::PowerOff
+        }));
         shows(&app, &["This host is "]);
         assert_eq!(keys(&mut app, F2), []);
         assert!(app.screens.is_empty());
@@ -349,7 +401,13 @@ fn logs_are_read_and_go_on() {
     keys(&mut app, b"\x1b[F");
     let (number, asked) = job(keys(&mut app, b"\r"));
     assert_eq!(asked, Job::Logs(0));
-    let line = |seq: u64, text: &str| LogLine { seq, time: jiff::Timestamp::UNIX_EPOCH, source: "netd".into(), level: "info".into(), text: text.into() };
+    let line = |seq: u64, text: &str| LogLine {
+        seq,
+        time: jiff::Timestamp::UNIX_EPOCH,
+        source: "netd".into(),
+        level: "info".into(),
+        text: text.into(),
+    };
     app.done(number, Ok(Done::Lines((1..=50).map(|n| line(n, &format!("line {n}\x1b[2J"))).collect())));
     shows(&app, &["00:00:00 netd: line 50", "line 30"]);
     assert!(!screen(&app).contains("line 10"));
@@ -380,9 +438,24 @@ fn the_old_password_is_asked_for() {
 
 fn any_key() -> impl Strategy<Value = Key> {
     prop_oneof![
-        Just(Key::Enter), Just(Key::Esc), Just(Key::Up), Just(Key::Down), Just(Key::Tab), Just(Key::BackTab), Just(Key::Backspace), Just(Key::PageUp),
-        Just(Key::End), Just(Key::Home), Just(Key::F(2)), Just(Key::F(11)), Just(Key::F(12)), Just(Key::Ctrl('u')), Just(Key::Char(' ')), Just(Key::Char('y')),
-        Just(Key::Char('n')), any::<char>().prop_map(Key::Char),
+        Just(Key::Enter),
+        Just(Key::Esc),
+        Just(Key::Up),
+        Just(Key::Down),
+        Just(Key::Tab),
+        Just(Key::BackTab),
+        Just(Key::Backspace),
+        Just(Key::PageUp),
+        Just(Key::End),
+        Just(Key::Home),
+        Just(Key::F(2)),
+        Just(Key::F(11)),
+        Just(Key::F(12)),
+        Just(Key::Ctrl('u')),
+        Just(Key::Char(' ')),
+        Just(Key::Char('y')),
+        Just(Key::Char('n')),
+        any::<char>().prop_map(Key::Char),
     ]
 }
 

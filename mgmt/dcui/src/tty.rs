@@ -5,7 +5,9 @@ use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::path::Path;
 
-use rustix::termios::{ControlModes, OptionalActions, OutputModes, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use rustix::termios::{
+    ControlModes, OptionalActions, OutputModes, Termios, tcgetattr, tcgetwinsize, tcsetattr,
+};
 
 /// A serial line does not know its size; this is what its other end is expected to have.
 const DEFAULT: (u16, u16) = (80, 24);
@@ -44,7 +46,9 @@ impl Line {
     /// Columns and rows.
     pub(crate) fn size(&self) -> (u16, u16) {
         match tcgetwinsize(&self.file) {
-            Ok(size) if size.ws_col > 0 && size.ws_row > 0 => (size.ws_col.clamp(DEFAULT.0, 240), size.ws_row.clamp(DEFAULT.1, 100)),
+            Ok(size) if size.ws_col > 0 && size.ws_row > 0 => {
+                (size.ws_col.clamp(DEFAULT.0, 240), size.ws_row.clamp(DEFAULT.1, 100))
+            }
             _ => DEFAULT,
         }
     }

@@ -33,7 +33,11 @@ impl Bell {
     /// Waits for the bell or the time.
     fn wait(&self, at_most: Duration) {
         let guard = self.0.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let (mut rung, _) = self.0.1.wait_timeout_while(guard, at_most, |rung| !*rung).unwrap_or_else(PoisonError::into_inner);
+        let (mut rung, _) = self
+            .0
+            .1
+            .wait_timeout_while(guard, at_most, |rung| !*rung)
+            .unwrap_or_else(PoisonError::into_inner);
         *rung = false;
     }
 }
@@ -57,9 +61,18 @@ impl Sockets {
 pub(crate) fn start(sockets: &Sockets, to: &Sender<Message>) -> std::io::Result<Bell> {
     let (hostd, netd) = (Bell::default(), Bell::default());
     let _ = to.send(Message::Fact(Fact::Hardware(hardware())));
-    spawn("init", { let (path, to, bells) = (sockets.init.clone(), to.clone(), [hostd.clone(), netd.clone()]); move || watch_init(&path, &to, &bells) })?;
-    spawn("netd", { let (path, to) = (sockets.netd.clone(), to.clone()); move || watch_netd(&path, &to, &netd) })?;
-    spawn("hostd", { let (path, to, bell) = (sockets.hostd.clone(), to.clone(), hostd.clone()); move || ask_hostd(&path, &to, &bell) })?;
+    spawn("init", {
+        let (path, to, bells) = (sockets.init.clone(), to.clone(), [hostd.clone(), netd.clone()]);
+        move || watch_init(&path, &to, &bells)
+    })?;
+    spawn("netd", {
+        let (path, to) = (sockets.netd.clone(), to.clone());
+        move || watch_netd(&path, &to, &netd)
+    })?;
+    spawn("hostd", {
+        let (path, to, bell) = (sockets.hostd.clone(), to.clone(), hostd.clone());
+        move || ask_hostd(&path, &to, &bell)
+    })?;
     Ok(hostd)
 }
 
@@ -87,7 +100,11 @@ fn watch_init(path: &Path, to: &Sender<Message>, bells: &[Bell]) {
     }
 }
 
-fn init_session(path: &Path, to: &Sender<Message>, bells: &[Bell]) -> Result<String, keelson_init_control::Error> {
+fn init_session(
+    path: &Path,
+    to: &Sender<Message>,
+    bells: &[Bell],
+) -> Result<String, keelson_init_control::Error> {
     let boot = keelson_init_control::Client::connect_to(path)?.boot()?;
     let _ = to.send(Message::Fact(Fact::Boot(Ok(Box::new(boot)))));
     for event in keelson_init_control::Client::connect_to(path)?.watch()? {
@@ -108,7 +125,9 @@ fn init_session(path: &Path, to: &Sender<Message>, bells: &[Bell]) -> Result<Str
 
 fn watch_netd(path: &Path, to: &Sender<Message>, bell: &Bell) {
     loop {
-        let why = match keelson_netcfg_control::Client::connect_to(path).and_then(keelson_netcfg_control::Client::watch) {
+        let why = match keelson_netcfg_control::Client::connect_to(path)
+            .and_then(keelson_netcfg_control::Client::watch)
+        {
             Err(e) => cause(&e),
             Ok(events) => {
                 let mut why = "it closed the connection".to_owned();

@@ -52,7 +52,9 @@ fn carry_out(client: &Client, job: Job) -> Result<Done, ClientError> {
         Job::Power(action) => {
             client.host_power(&HostPower { action, guest_deadline_s: GUEST_DEADLINE_S })?;
         }
-        Job::Logs(since) => return client.logs(&LogQuery { since, max: Some(1000), source: None }).map(Done::Lines),
+        Job::Logs(since) => {
+            return client.logs(&LogQuery { since, max: Some(1000), source: None }).map(Done::Lines);
+        }
     }
     Ok(Done::Ok)
 }
@@ -62,7 +64,10 @@ fn restart_network(client: &Client) -> Result<(), ClientError> {
     let task = client.task_end(task, |_| ())?;
     match (task.state, task.error) {
         (TaskState::Error, Some(problem)) => Err(ClientError::Problem(Box::new(problem))),
-        (TaskState::Error, None) => Err(ClientError::NotKeelson { host: client.host(), why: format!("the task failed without a reason: {}", task.message) }),
+        (TaskState::Error, None) => Err(ClientError::NotKeelson {
+            host: client.host(),
+            why: format!("the task failed without a reason: {}", task.message),
+        }),
         _ => Ok(()),
     }
 }

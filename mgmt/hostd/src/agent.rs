@@ -108,18 +108,36 @@ fn open_host(path: &Path, words: &HostWords, conditions: &Conditions) -> HostDoc
     match store::load::<HostDocument>(path) {
         Ok(Found::Good(host)) => return HostDocument { fallback, ..host },
         Ok(Found::Previous { document, why }) => {
-            conditions.set("host-file", format!("{} cannot be used: {why}; its previous version is in force", path.display()), "check the host's name, and set it anew");
+            conditions.set(
+                "host-file",
+                format!("{} cannot be used: {why}; its previous version is in force", path.display()),
+                "check the host's name, and set it anew",
+            );
             return HostDocument { fallback, ..document };
         }
         Ok(Found::Missing) => {}
         Err(e) => {
-            conditions.set("host-file", keelson_init_control::logging::chain(&e), "the host has a new id until that is repaired");
-            return HostDocument { schema: HostDocument::SCHEMA, host_id: Uuid::new_v4(), hostname: None, fallback };
+            conditions.set(
+                "host-file",
+                keelson_init_control::logging::chain(&e),
+                "the host has a new id until that is repaired",
+            );
+            return HostDocument {
+                schema: HostDocument::SCHEMA,
+                host_id: Uuid::new_v4(),
+                hostname: None,
+                fallback,
+            };
         }
     }
-    let host = HostDocument { schema: HostDocument::SCHEMA, host_id: Uuid::new_v4(), hostname: None, fallback };
+    let host =
+        HostDocument { schema: HostDocument::SCHEMA, host_id: Uuid::new_v4(), hostname: None, fallback };
     if let Err(e) = store::save(path, &host, 0o644) {
-        conditions.set("state-not-writable", keelson_init_control::logging::chain(&e), "free space on the state partition or repair it; what is changed now is lost at the next start");
+        conditions.set(
+            "state-not-writable",
+            keelson_init_control::logging::chain(&e),
+            "free space on the state partition or repair it; what is changed now is lost at the next start",
+        );
     }
     host
 }
@@ -135,7 +153,10 @@ mod tests {
     #[test]
     fn the_identity_stays_and_a_given_name_wins_over_the_word() {
         let dir = tempfile::tempdir().unwrap();
-        let boot = Boot { words: HostWords { hostname: Some("word".into()), ..HostWords::default() }, ..Boot::default() };
+        let boot = Boot {
+            words: HostWords { hostname: Some("word".into()), ..HostWords::default() },
+            ..Boot::default()
+        };
         let first = Agent::open(paths(dir.path()), None);
         assert_eq!(first.hostname(), DEFAULT_HOSTNAME);
         let second = Agent::open(paths(dir.path()), Some(&boot));

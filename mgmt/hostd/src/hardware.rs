@@ -23,32 +23,50 @@ pub struct NoKvm {
 impl NoKvm {
     /// The fault of a VM that cannot be powered on.
     pub fn problem(&self, name: &str) -> Problem {
-        Problem::new(Fault::NotSupported, format!("{name} cannot be powered on: {}", self.reason)).remedy(self.remedy)
+        Problem::new(Fault::NotSupported, format!("{name} cannot be powered on: {}", self.reason))
+            .remedy(self.remedy)
     }
 }
 
 /// Opens KVM for a VM.
 pub fn open_kvm() -> Result<File, NoKvm> {
-    OpenOptions::new().read(true).write(true).open(KVM).map_err(|e| why_no_kvm(&e, &fs::read_to_string("/proc/cpuinfo").unwrap_or_default()))
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(KVM)
+        .map_err(|e| why_no_kvm(&e, &fs::read_to_string("/proc/cpuinfo").unwrap_or_default()))
 }
 
 fn why_no_kvm(error: &std::io::Error, cpuinfo: &str) -> NoKvm {
     let extension = flags(cpuinfo).any(|f| f == "vmx" || f == "svm");
     match error.kind() {
-        std::io::ErrorKind::PermissionDenied => NoKvm { reason: format!("the host agent may not open {KVM}"), remedy: "restart the host: init gives it to the host agent's user" },
+        std::io::ErrorKind::PermissionDenied => NoKvm {
+            reason: format!("the host agent may not open {KVM}"),
+            remedy: "restart the host: init gives it to the host agent's user",
+        },
         _ if !extension => NoKvm {
             reason: "the processor offers no virtualization extension (VT-x or AMD-V)".into(),
             remedy: "switch on Intel VT-x or AMD-V (SVM) in the firmware setup, then power the server off and on",
         },
-        std::io::ErrorKind::NotFound => NoKvm { reason: format!("there is no {KVM}: the kernel's module kvm_intel or kvm_amd is not loaded"), remedy: "look at the kernel's lines in the host's log" },
-        _ => NoKvm { reason: format!("{KVM} cannot be opened: {error}"), remedy: "look at the kernel's lines in the host's log" },
+        std::io::ErrorKind::NotFound => NoKvm {
+            reason: format!("there is no {KVM}: the kernel's module kvm_intel or kvm_amd is not loaded"),
+            remedy: "look at the kernel's lines in the host's log",
+        },
+        _ => NoKvm {
+            reason: format!("{KVM} cannot be opened: {error}"),
+            remedy: "look at the kernel's lines in the host's log",
+        },
     }
 }
 
 /// Whether this host can run VMs.
 pub fn kvm() -> KvmStatus {
     if let Err(no) = open_kvm() {
-        return KvmStatus { available: false, reason: Some(format!("{}; {}", no.reason, no.remedy)), max_vcpus: 0 };
+        return KvmStatus {
+            available: false,
+            reason: Some(format!("{}; {}", no.reason, no.remedy)),
+            max_vcpus: 0,
+        };
     }
     match kvm_ioctls::Kvm::new() {
         Ok(kvm) if kvm.get_api_version() == 12 => {
@@ -56,10 +74,17 @@ pub fn kvm() -> KvmStatus {
             KvmStatus { available: true, reason: None, max_vcpus }
         }
         Ok(kvm) => {
-            let reason = format!("{KVM} speaks the interface {}, not 12; use the kernel of the image", kvm.get_api_version());
+            let reason = format!(
+                "{KVM} speaks the interface {}, not 12; use the kernel of the image",
+                kvm.get_api_version()
+            );
             KvmStatus { available: false, reason: Some(reason), max_vcpus: 0 }
         }
-        Err(e) => KvmStatus { available: false, reason: Some(format!("{KVM} does not answer: {e}; look at the kernel's lines in the host's log")), max_vcpus: 0 },
+        Err(e) => KvmStatus {
+            available: false,
+            reason: Some(format!("{KVM} does not answer: {e}; look at the kernel's lines in the host's log")),
+            max_vcpus: 0,
+        },
     }
 }
 
@@ -116,8 +141,14 @@ pub fn model() -> Option<String> {
     static MODEL: OnceLock<Option<String>> = OnceLock::new();
     MODEL
         .get_or_init(|| {
-            let read = |name: &str| fs::read_to_string(format!("/sys/class/dmi/id/{name}")).ok().map(|t| t.trim().to_owned()).filter(|t| said(t));
-            let parts: Vec<String> = [read("sys_vendor"), read("product_name")].into_iter().flatten().collect();
+            let read = |name: &str| {
+                fs::read_to_string(format!("/sys/class/dmi/id/{name}"))
+                    .ok()
+                    .map(|t| t.trim().to_owned())
+                    .filter(|t| said(t))
+            };
+            let parts: Vec<String> =
+                [read("sys_vendor"), read("product_name")].into_iter().flatten().collect();
             (!parts.is_empty()).then(|| parts.join(" "))
         })
         .clone()
@@ -126,7 +157,17 @@ pub fn model() -> Option<String> {
 /// Whether a firmware's text says something: many are left as the board's maker found them.
 fn said(text: &str) -> bool {
     let lower = text.to_ascii_lowercase();
-    !text.is_empty() && !["to be filled by o.e.m.", "default string", "not specified", "system manufacturer", "system product name", "none", "unknown"].contains(&lower.as_str())
+    !text.is_empty()
+        && ![
+            "to be filled by o.e.m.",
+            "default string",
+            "not specified",
+            "system manufacturer",
+            "system product name",
+            "none",
+            "unknown",
+        ]
+        .contains(&lower.as_str())
 }
 
 /// Time since the kernel started, in seconds.
@@ -163,7 +204,10 @@ mod tests {
 
     #[test]
     fn memory_is_in_bytes() {
-        assert_eq!(parse_memory("MemTotal:       2048 kB\nMemFree: 1 kB\nMemAvailable:  1024 kB\n"), (2 << 20, 1 << 20));
+        assert_eq!(
+            parse_memory("MemTotal:       2048 kB\nMemFree: 1 kB\nMemAvailable:  1024 kB\n"),
+            (2 << 20, 1 << 20)
+        );
         assert_eq!(parse_memory("nonsense"), (0, 0));
     }
 
@@ -172,7 +216,9 @@ mod tests {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
         assert!(why_no_kvm(&missing, "flags : fpu").remedy.contains("firmware"));
         assert!(why_no_kvm(&missing, CPUINFO).reason.contains("module"));
-        assert!(why_no_kvm(&std::io::ErrorKind::PermissionDenied.into(), CPUINFO).reason.contains("may not open"));
+        assert!(
+            why_no_kvm(&std::io::ErrorKind::PermissionDenied.into(), CPUINFO).reason.contains("may not open")
+        );
     }
 
     proptest::proptest! {

@@ -25,21 +25,39 @@ impl Services {
         if let Ok(boot) = &boot {
             of_boot(boot, &mut conditions);
         }
-        if let Some(why) = boot.as_ref().err().map(|problem| problem.detail.clone()).or_else(|| self.units.trouble()) {
+        if let Some(why) =
+            boot.as_ref().err().map(|problem| problem.detail.clone()).or_else(|| self.units.trouble())
+        {
             let message = format!("init cannot be heard, so VMs can be neither started nor stopped: {why}");
-            conditions.push(condition("init-unreachable", &message, "it is tried again all the time; restart the host if it stays so"));
+            conditions.push(condition(
+                "init-unreachable",
+                &message,
+                "it is tried again all the time; restart the host if it stays so",
+            ));
         }
         match &network {
             Ok(network) => conditions.extend(network.conditions.iter().cloned()),
-            Err(problem) => conditions.push(condition("netd-unreachable", &problem.detail, "init restarts the network daemon; look at the host's log")),
+            Err(problem) => conditions.push(condition(
+                "netd-unreachable",
+                &problem.detail,
+                "init restarts the network daemon; look at the host's log",
+            )),
         }
         if let Err(no) = hardware::open_kvm() {
-            conditions.push(condition(KVM_MISSING, &format!("this host cannot run VMs: {}", no.reason), no.remedy));
+            conditions.push(condition(
+                KVM_MISSING,
+                &format!("this host cannot run VMs: {}", no.reason),
+                no.remedy,
+            ));
         }
         self.of_datastores(&mut conditions);
         for (directory, problem) in self.vms.inaccessible() {
             let message = format!("the VM in `{directory}` cannot be used: {}", problem.detail);
-            conditions.push(condition("vm-inaccessible", &message, problem.remedy.as_deref().unwrap_or("restore its files")));
+            conditions.push(condition(
+                "vm-inaccessible",
+                &message,
+                problem.remedy.as_deref().unwrap_or("restore its files"),
+            ));
         }
         conditions.extend(self.agent.conditions.all());
         let (vmotion_ready, vmotion_reason, nics) = match network {
@@ -54,14 +72,23 @@ impl Services {
             kernel: hardware::kernel(),
             hardware: hardware::model(),
             cpu: hardware::cpu().clone(),
-            memory: Memory { total_bytes, available_bytes, reserved_for_vms_bytes: self.vms.reserved_bytes() },
+            memory: Memory {
+                total_bytes,
+                available_bytes,
+                reserved_for_vms_bytes: self.vms.reserved_bytes(),
+            },
             kvm,
             nics,
-            persistent: boot.as_ref().map_or_else(|| self.datastores.all().iter().any(|d| d.shown().kind == "local"), |b| b.state.is_some()),
+            persistent: boot.as_ref().map_or_else(
+                || self.datastores.all().iter().any(|d| d.shown().kind == "local"),
+                |b| b.state.is_some(),
+            ),
             vmotion_ready,
             vmotion_reason,
             conditions,
-            boot_timeline: boot.map(|b| b.timeline.into_iter().map(|s| Step { name: s.name, at_ms: s.at_ms }).collect()).unwrap_or_default(),
+            boot_timeline: boot
+                .map(|b| b.timeline.into_iter().map(|s| Step { name: s.name, at_ms: s.at_ms }).collect())
+                .unwrap_or_default(),
         }
     }
 
@@ -69,11 +96,20 @@ impl Services {
         for store in self.datastores.all() {
             match store.space() {
                 Ok(space) if space.free <= space.capacity / 100 * FULL_PERCENT => {
-                    let message = format!("the datastore {} is full: {} bytes are free", store.name(), space.free);
-                    conditions.push(condition("state-full", &message, "delete files that are not needed, or move VMs away"));
+                    let message =
+                        format!("the datastore {} is full: {} bytes are free", store.name(), space.free);
+                    conditions.push(condition(
+                        "state-full",
+                        &message,
+                        "delete files that are not needed, or move VMs away",
+                    ));
                 }
                 Ok(_) => {}
-                Err(problem) => conditions.push(condition("datastore-inaccessible", &problem.detail, "look at the host's log")),
+                Err(problem) => conditions.push(condition(
+                    "datastore-inaccessible",
+                    &problem.detail,
+                    "look at the host's log",
+                )),
             }
         }
     }
@@ -82,17 +118,27 @@ impl Services {
     pub fn change_host(&self, update: &HostUpdate) -> Result<Host, Problem> {
         if let Some(name) = &update.hostname {
             const REMEDY: &str = "give letters, digits and inner hyphens, at most 63 characters, such as host1 or host1.example";
-            check_hostname(name).map_err(|why| argument("hostname", format!("`{name}` cannot be the host's name: {why}"), REMEDY))?;
+            check_hostname(name).map_err(|why| {
+                argument("hostname", format!("`{name}` cannot be the host's name: {why}"), REMEDY)
+            })?;
             if name.len() > MAX_HOSTNAME {
-                return Err(argument("hostname", format!("the name is longer than {MAX_HOSTNAME} bytes"), REMEDY));
+                return Err(argument(
+                    "hostname",
+                    format!("the name is longer than {MAX_HOSTNAME} bytes"),
+                    REMEDY,
+                ));
             }
             self.agent.set_hostname(name).map_err(|e| {
                 let fault = if e.is_no_space() { Fault::NoDiskSpace } else { Fault::SystemError };
                 let why = keelson_init_control::logging::chain(&e);
-                Problem::new(fault, format!("the host's name was not saved: {why}")).remedy("free space on the state partition, or repair it")
+                Problem::new(fault, format!("the host's name was not saved: {why}"))
+                    .remedy("free space on the state partition, or repair it")
             })?;
             // Saved, so it comes into force at the next boot at the latest; a host whose init is not there keeps its old one until then.
-            self.units.tell("the host's name is saved, but not in force", &Request::SetHostname { name: name.clone() })?;
+            self.units.tell(
+                "the host's name is saved, but not in force",
+                &Request::SetHostname { name: name.clone() },
+            )?;
         }
         Ok(self.host())
     }

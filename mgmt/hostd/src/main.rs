@@ -39,7 +39,9 @@ fn arguments(mut words: impl Iterator<Item = String>) -> Result<Arguments, Strin
             "--run" => arguments.paths.run = PathBuf::from(value()?),
             "--listen" => {
                 let text = value()?;
-                arguments.listen.push(text.parse().map_err(|_| format!("`{text}` is no address with a port"))?);
+                arguments
+                    .listen
+                    .push(text.parse().map_err(|_| format!("`{text}` is no address with a port"))?);
             }
             _ => return Err(format!("`{word}` is no argument of hostd")),
         }
@@ -89,7 +91,9 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
 
     let front = Front::start(agent.clone(), router, &addresses)?;
     let local = agent.paths.local_socket();
-    let _local = front.listen_local(&local).map_err(|e| format!("the local socket {} cannot be made: {e}", local.display()))?;
+    let _local = front
+        .listen_local(&local)
+        .map_err(|e| format!("the local socket {} cannot be made: {e}", local.display()))?;
     let mut listening = Vec::new();
     for address in &arguments.listen {
         let one = front.listen_on(*address).map_err(|e| format!("{address} cannot be listened on: {e}"))?;
@@ -110,6 +114,11 @@ fn run(arguments: Arguments) -> Result<(), Box<dyn std::error::Error>> {
 
 /// What init knows of this boot. Without init (in development, in tests) nothing.
 fn boot(paths: &Paths) -> Option<Boot> {
-    let asked = keelson_init_control::Client::connect_to(paths.init_socket()).and_then(|mut init| init.boot());
-    asked.inspect_err(|e| log::warn!("init cannot be asked about this boot; its words do not count: {}", chain(e))).ok()
+    let asked =
+        keelson_init_control::Client::connect_to(paths.init_socket()).and_then(|mut init| init.boot());
+    asked
+        .inspect_err(|e| {
+            log::warn!("init cannot be asked about this boot; its words do not count: {}", chain(e))
+        })
+        .ok()
 }

@@ -7,7 +7,9 @@ use std::sync::PoisonError;
 
 use keelson_api as api;
 use keelson_api::{Condition, Fault, Problem};
-use keelson_netcfg_control::{AddressOrigin, Client, DhcpPhase, DhcpStatus, Dns, Error, Ipv4, NetworkConfig, NetworkStatus, Service};
+use keelson_netcfg_control::{
+    AddressOrigin, Client, DhcpPhase, DhcpStatus, Dns, Error, Ipv4, NetworkConfig, NetworkStatus, Service,
+};
 
 use crate::problems;
 
@@ -26,8 +28,14 @@ impl Netd {
     }
 
     /// Asks netd for something; `doing` begins the error's sentence.
-    pub fn ask<T>(&self, doing: &str, ask: impl FnOnce(&mut Client) -> Result<T, Error>) -> Result<T, Problem> {
-        Client::connect_to(&self.socket).and_then(|mut client| ask(&mut client)).map_err(|e| problems::netd(doing, &e))
+    pub fn ask<T>(
+        &self,
+        doing: &str,
+        ask: impl FnOnce(&mut Client) -> Result<T, Error>,
+    ) -> Result<T, Problem> {
+        Client::connect_to(&self.socket)
+            .and_then(|mut client| ask(&mut client))
+            .map_err(|e| problems::netd(doing, &e))
     }
 
     fn get(&self) -> Result<(NetworkConfig, NetworkStatus), Problem> {
@@ -76,14 +84,19 @@ impl Netd {
     }
 
     /// Reads, changes and sets the configuration; somebody else's change in between is found out by the revision and told.
-    fn changed(&self, adapter: &str, change: impl FnOnce(&mut NetworkConfig) -> Result<(), Problem>) -> Result<api::Network, Problem> {
+    fn changed(
+        &self,
+        adapter: &str,
+        change: impl FnOnce(&mut NetworkConfig) -> Result<(), Problem>,
+    ) -> Result<api::Network, Problem> {
         let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
         let (before, status) = self.get()?;
         let mut config = before.clone();
         change(&mut config)?;
         // netd checks as well; checked here, the field has the name that it has in the request.
         config.validate().map_err(|e| {
-            let problem = Problem::new(Fault::InvalidArgument, e.problem).remedy("correct the field and try again");
+            let problem =
+                Problem::new(Fault::InvalidArgument, e.problem).remedy("correct the field and try again");
             problem.field(request_field(&config, adapter, &e.field))
         })?;
         if config == before {
@@ -115,7 +128,9 @@ fn wanted_ipv4(ipv4: &api::Ipv4Setting) -> Ipv4 {
     match ipv4 {
         api::Ipv4Setting::Disabled => Ipv4::Disabled,
         api::Ipv4Setting::Dhcp => Ipv4::Dhcp,
-        api::Ipv4Setting::Static { address, gateway } => Ipv4::Static { address: *address, gateway: *gateway },
+        api::Ipv4Setting::Static { address, gateway } => {
+            Ipv4::Static { address: *address, gateway: *gateway }
+        }
     }
 }
 
@@ -132,7 +147,11 @@ pub fn shown(config: &NetworkConfig, status: &NetworkStatus) -> api::Network {
     api::Network {
         nics: status.nics.iter().map(nic).collect(),
         vswitches: config.vswitches.iter().map(|s| vswitch(s, status)).collect(),
-        port_groups: config.port_groups.iter().map(|g| api::PortGroup { name: g.name.clone(), vswitch: g.vswitch.clone(), vlan: g.vlan }).collect(),
+        port_groups: config
+            .port_groups
+            .iter()
+            .map(|g| api::PortGroup { name: g.name.clone(), vswitch: g.vswitch.clone(), vlan: g.vlan })
+            .collect(),
         vmkernel_adapters: config.vmkernel_adapters.iter().map(|a| adapter(a, status)).collect(),
         dns: api::Dns { servers: config.dns.servers.clone(), search: config.dns.search.clone() },
         dns_in_use: status.dns_servers.clone(),
@@ -144,7 +163,11 @@ pub fn shown(config: &NetworkConfig, status: &NetworkStatus) -> api::Network {
 
 /// What netd thinks a person should know.
 pub fn conditions(status: &NetworkStatus) -> Vec<Condition> {
-    status.problems.iter().map(|p| Condition { code: p.code.clone(), message: p.message.clone(), remedy: p.remedy.clone() }).collect()
+    status
+        .problems
+        .iter()
+        .map(|p| Condition { code: p.code.clone(), message: p.message.clone(), remedy: p.remedy.clone() })
+        .collect()
 }
 
 fn nic(nic: &keelson_netcfg_control::NicStatus) -> api::Nic {
@@ -187,7 +210,9 @@ fn adapter(adapter: &keelson_netcfg_control::VmkAdapter, status: &NetworkStatus)
         ipv4: match &adapter.ipv4 {
             Ipv4::Disabled => api::Ipv4Setting::Disabled,
             Ipv4::Dhcp => api::Ipv4Setting::Dhcp,
-            Ipv4::Static { address, gateway } => api::Ipv4Setting::Static { address: *address, gateway: *gateway },
+            Ipv4::Static { address, gateway } => {
+                api::Ipv4Setting::Static { address: *address, gateway: *gateway }
+            }
         },
         address,
         services: adapter
@@ -227,18 +252,31 @@ fn dhcp(status: &DhcpStatus) -> String {
 /// Whether a running VM can be moved here or away; else why not, naming the adapters that could be ticked.
 fn vmotion(config: &NetworkConfig, status: &NetworkStatus) -> Result<(), String> {
     // An address of last resort reaches only its own link: a move over it would work by chance.
-    let addresses: BTreeMap<&str, AddressOrigin> =
-        status.vmkernel_adapters.iter().filter(|a| !a.addresses.is_empty()).map(|a| (a.name.as_str(), a.origin)).collect();
-    let usable = |name: &str| matches!(addresses.get(name), Some(AddressOrigin::Dhcp | AddressOrigin::Static));
+    let addresses: BTreeMap<&str, AddressOrigin> = status
+        .vmkernel_adapters
+        .iter()
+        .filter(|a| !a.addresses.is_empty())
+        .map(|a| (a.name.as_str(), a.origin))
+        .collect();
+    let usable =
+        |name: &str| matches!(addresses.get(name), Some(AddressOrigin::Dhcp | AddressOrigin::Static));
     let ticked: Vec<&str> = config.with_service(Service::Vmotion).map(|a| a.name.as_str()).collect();
     if ticked.iter().any(|name| usable(name)) {
         return Ok(());
     }
     if !ticked.is_empty() {
-        return Err(format!("{} carries the service vmotion but has no address; give it one, by DHCP or a static one", ticked.join(", ")));
+        return Err(format!(
+            "{} carries the service vmotion but has no address; give it one, by DHCP or a static one",
+            ticked.join(", ")
+        ));
     }
-    let could: Vec<&str> = config.vmkernel_adapters.iter().map(|a| a.name.as_str()).filter(|name| usable(name)).collect();
-    let which = if could.is_empty() { config.vmkernel_adapters.iter().map(|a| a.name.as_str()).collect() } else { could };
+    let could: Vec<&str> =
+        config.vmkernel_adapters.iter().map(|a| a.name.as_str()).filter(|name| usable(name)).collect();
+    let which = if could.is_empty() {
+        config.vmkernel_adapters.iter().map(|a| a.name.as_str()).collect()
+    } else {
+        could
+    };
     Err(format!("no VMkernel adapter carries the service vmotion; switch it on for {}", which.join(" or ")))
 }
 
@@ -248,8 +286,17 @@ mod tests {
     use keelson_netcfg_control::AdapterStatus;
 
     fn status(origin: AddressOrigin) -> NetworkStatus {
-        let addresses = if origin == AddressOrigin::None { vec![] } else { vec!["192.0.2.10/24".parse().unwrap()] };
-        let adapter = AdapterStatus { name: "vmk0".into(), ifindex: Some(3), mac: None, addresses, origin, gateway: None, dhcp: None };
+        let addresses =
+            if origin == AddressOrigin::None { vec![] } else { vec!["192.0.2.10/24".parse().unwrap()] };
+        let adapter = AdapterStatus {
+            name: "vmk0".into(),
+            ifindex: Some(3),
+            mac: None,
+            addresses,
+            origin,
+            gateway: None,
+            dhcp: None,
+        };
         NetworkStatus { vmkernel_adapters: vec![adapter], ..NetworkStatus::default() }
     }
 
@@ -270,7 +317,10 @@ mod tests {
     #[test]
     fn a_wrong_field_has_the_name_that_it_has_in_the_request() {
         let config = NetworkConfig::default();
-        assert_eq!(request_field(&config, "vmk0", "vmkernel_adapters[0].ipv4.static.gateway"), "ipv4.gateway");
+        assert_eq!(
+            request_field(&config, "vmk0", "vmkernel_adapters[0].ipv4.static.gateway"),
+            "ipv4.gateway"
+        );
         assert_eq!(request_field(&config, "vmk0", "vmkernel_adapters"), "services");
         assert_eq!(request_field(&config, "", "dns.servers"), "dns.servers");
     }

@@ -17,7 +17,11 @@ pub struct Paths {
 
 impl Default for Paths {
     fn default() -> Self {
-        Self { state: "/state/hostd".into(), datastore: "/state/datastore".into(), run: "/run/keelson".into() }
+        Self {
+            state: "/state/hostd".into(),
+            datastore: "/state/datastore".into(),
+            run: "/run/keelson".into(),
+        }
     }
 }
 

@@ -6,7 +6,8 @@ use std::io;
 /// `N` random bytes.
 pub(crate) fn bytes<const N: usize>() -> io::Result<[u8; N]> {
     let mut bytes = [0; N];
-    getrandom::fill(&mut bytes).map_err(|e| io::Error::other(format!("the kernel gave no random bytes: {e}")))?;
+    getrandom::fill(&mut bytes)
+        .map_err(|e| io::Error::other(format!("the kernel gave no random bytes: {e}")))?;
     Ok(bytes)
 }
 

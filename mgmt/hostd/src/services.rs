@@ -2,8 +2,8 @@
 
 use std::sync::{Arc, mpsc};
 
-use keelson_init_control::{Boot, Request};
 use keelson_init_control::logging::chain;
+use keelson_init_control::{Boot, Request};
 
 use crate::agent::Agent;
 use crate::datastores::{Datastore, Datastores, LOCAL};
@@ -45,21 +45,35 @@ impl Services {
     pub fn start(agent: Arc<Agent>, boot: Option<&Boot>) -> Result<Arc<Self>, StartError> {
         let paths = &agent.paths;
         let persistent = boot.is_some_and(|b| b.state.is_some()) || !in_ram(&paths.datastore);
-        let (stores, unfinished) = match Datastore::open(LOCAL, &paths.datastore, if persistent { "local" } else { "ram" }) {
-            Ok((store, unfinished)) => (vec![store], unfinished),
-            Err(e) => {
-                agent.conditions.set("datastore-inaccessible", chain(&e), "repair the state partition, then restart the management agents or the host");
-                (Vec::new(), Vec::new())
-            }
-        };
+        let (stores, unfinished) =
+            match Datastore::open(LOCAL, &paths.datastore, if persistent { "local" } else { "ram" }) {
+                Ok((store, unfinished)) => (vec![store], unfinished),
+                Err(e) => {
+                    agent.conditions.set(
+                        "datastore-inaccessible",
+                        chain(&e),
+                        "repair the state partition, then restart the management agents or the host",
+                    );
+                    (Vec::new(), Vec::new())
+                }
+            };
         let datastores = Arc::new(Datastores::new(stores));
         let inventory = Inventory::open(paths.vms_file(), &datastores, &unfinished, &agent.conditions);
         let tasks = Tasks::new(paths.state.join("tasks.json"));
         let netd = Arc::new(Netd::at(paths.netd_socket()));
         let (ended, ends) = mpsc::channel();
-        let units = Units::follow(paths.init_socket(), ended).map_err(|source| StartError { what: "init's events", source })?;
+        let units = Units::follow(paths.init_socket(), ended)
+            .map_err(|source| StartError { what: "init's events", source })?;
         let boot_id = boot.map_or_else(hardware::boot_id, |b| b.boot_id.clone());
-        let vms = Vms::new(Arc::clone(&agent), Arc::clone(&units), Arc::clone(&netd), Arc::clone(&datastores), Arc::clone(&tasks), inventory, boot_id);
+        let vms = Vms::new(
+            Arc::clone(&agent),
+            Arc::clone(&units),
+            Arc::clone(&netd),
+            Arc::clone(&datastores),
+            Arc::clone(&tasks),
+            inventory,
+            boot_id,
+        );
         // The kernel's copy of the host's name does not outlive the boot.
         let name = agent.hostname();
         if let Err(problem) = units.tell("the host's name is not in force", &Request::SetHostname { name }) {

@@ -141,7 +141,9 @@ fn read_one<T: Document>(path: &Path) -> Result<Result<Option<T>, String>, Store
         Err(e) => return Ok(Err(format!("it is no TOML: {}", one_line(&e)))),
     };
     match table.get("schema").and_then(toml::Value::as_integer).map(u64::try_from) {
-        Some(Ok(found)) if found > u64::from(T::SCHEMA) => return Err(StoreError::Newer { path: path.into(), found, known: T::SCHEMA }),
+        Some(Ok(found)) if found > u64::from(T::SCHEMA) => {
+            return Err(StoreError::Newer { path: path.into(), found, known: T::SCHEMA });
+        }
         Some(Ok(found)) if found == u64::from(T::SCHEMA) => {}
         _ => return Ok(Err("it has no schema number that was ever written".into())),
     }
@@ -159,7 +161,8 @@ fn one_line(error: &toml::de::Error) -> String {
 /// Writes a document with these permissions, keeping the previous version if that can be used.
 pub fn save<T: Document>(path: &Path, document: &T, mode: u32) -> Result<(), StoreError> {
     document.validate().map_err(|why| StoreError::NotWritten { path: path.into(), why })?;
-    let text = toml::to_string(document).map_err(|e| StoreError::NotWritten { path: path.into(), why: e.to_string() })?;
+    let text = toml::to_string(document)
+        .map_err(|e| StoreError::NotWritten { path: path.into(), why: e.to_string() })?;
     // What cannot be read now must not push out a previous version that can.
     let keep = matches!(read_one::<T>(path), Ok(Ok(Some(_))));
     write(path, text.as_bytes(), mode, keep)
@@ -184,7 +187,9 @@ pub fn write(path: &Path, bytes: &[u8], mode: u32, keep_previous: bool) -> Resul
         let old = beside(path, ".old");
         let _ = fs::remove_file(&old);
         // A link, so that the document is never absent under its own name.
-        fs::hard_link(path, &old).and_then(|()| fs::rename(&old, previous(path))).map_err(io("keeping the previous version of", path))?;
+        fs::hard_link(path, &old)
+            .and_then(|()| fs::rename(&old, previous(path)))
+            .map_err(io("keeping the previous version of", path))?;
     }
     fs::rename(&new, path).map_err(io("replacing", path))?;
     File::open(dir).and_then(|d| d.sync_all()).map_err(io("flushing the directory", dir))
@@ -225,12 +230,17 @@ mod tests {
         for broken in ["", "schema = 2", "schema = 2\nname = \"\"", "schema = 1\nname = \"x\"", "not toml"] {
             fs::write(&path, broken).unwrap();
             let found = load::<Sample>(&path).unwrap();
-            assert!(matches!(&found, Found::Previous { document, .. } if document.name == "first"), "{broken}: {found:?}");
+            assert!(
+                matches!(&found, Found::Previous { document, .. } if document.name == "first"),
+                "{broken}: {found:?}"
+            );
         }
         // Saving over the broken one keeps the good previous one.
         save(&path, &sample("third"), 0o600).unwrap();
         fs::write(&path, "broken again").unwrap();
-        assert!(matches!(load::<Sample>(&path).unwrap(), Found::Previous { document, .. } if document.name == "first"));
+        assert!(
+            matches!(load::<Sample>(&path).unwrap(), Found::Previous { document, .. } if document.name == "first")
+        );
         fs::remove_file(previous(&path)).unwrap();
         assert!(matches!(load::<Sample>(&path), Err(StoreError::Unusable { .. })));
     }

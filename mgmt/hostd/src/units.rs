@@ -46,7 +46,12 @@ impl Units {
         std::thread::Builder::new().name("units".into()).spawn(move || follower.run(&ended))?;
         let state = units.lock();
         let first = |s: &mut State| !s.connected && s.trouble.is_none();
-        drop(units.changed.wait_timeout_while(state, Duration::from_secs(10), first).unwrap_or_else(PoisonError::into_inner));
+        drop(
+            units
+                .changed
+                .wait_timeout_while(state, Duration::from_secs(10), first)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
         Ok(units)
     }
 
@@ -116,7 +121,11 @@ impl Units {
     }
 
     /// Asks init for something; `doing` begins the error's sentence.
-    pub fn ask<T>(&self, doing: &str, ask: impl FnOnce(&mut Client) -> Result<T, Error>) -> Result<T, Problem> {
+    pub fn ask<T>(
+        &self,
+        doing: &str,
+        ask: impl FnOnce(&mut Client) -> Result<T, Error>,
+    ) -> Result<T, Problem> {
         self.client().and_then(|mut client| ask(&mut client)).map_err(|e| problems::init(doing, &e))
     }
 
@@ -128,7 +137,11 @@ impl Units {
     /// Why init cannot be heard; `None` while it can.
     pub fn trouble(&self) -> Option<String> {
         let state = self.lock();
-        if state.connected { None } else { Some(state.trouble.clone().unwrap_or_else(|| "it has not answered yet".into())) }
+        if state.connected {
+            None
+        } else {
+            Some(state.trouble.clone().unwrap_or_else(|| "it has not answered yet".into()))
+        }
     }
 
     /// Whether the host is shutting down.
@@ -159,7 +172,13 @@ impl Units {
 
     /// Waits until `seen` finds what it looks for in a VM's unit (`None`: there is no such unit), at most until `deadline`.
     /// `stop` is asked at each change and at each [`Units::wake`].
-    pub fn wait<T>(&self, id: Uuid, deadline: Instant, stop: impl Fn() -> bool, seen: impl Fn(Option<&UnitStatus>) -> Option<T>) -> Waited<T> {
+    pub fn wait<T>(
+        &self,
+        id: Uuid,
+        deadline: Instant,
+        stop: impl Fn() -> bool,
+        seen: impl Fn(Option<&UnitStatus>) -> Option<T>,
+    ) -> Waited<T> {
         let mut state = self.lock();
         loop {
             if state.connected
@@ -202,7 +221,11 @@ impl State {
             return Ok(());
         }
         let why = self.trouble.clone().unwrap_or_else(|| "it has not answered yet".into());
-        Err(Problem::new(Fault::HostNotReachable, format!("whether the VM runs is not known, since init cannot be heard: {why}")).remedy("try again in a few seconds"))
+        Err(Problem::new(
+            Fault::HostNotReachable,
+            format!("whether the VM runs is not known, since init cannot be heard: {why}"),
+        )
+        .remedy("try again in a few seconds"))
     }
 }
 

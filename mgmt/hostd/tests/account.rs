@@ -16,8 +16,12 @@ fn before_a_password_is_set_the_network_gets_identity_and_health_only() {
     network.send(b"GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n");
     assert_eq!(network.answer().status, 200);
     let identity = network.get("/identity").value();
-    let fingerprint: Vec<String> = Sha256::digest(host.certificate()).iter().map(|b| format!("{b:02X}")).collect();
-    assert_eq!((&identity["password_set"], &identity["certificate_sha256"]), (&json!(false), &json!(fingerprint.join(":"))));
+    let fingerprint: Vec<String> =
+        Sha256::digest(host.certificate()).iter().map(|b| format!("{b:02X}")).collect();
+    assert_eq!(
+        (&identity["password_set"], &identity["certificate_sha256"]),
+        (&json!(false), &json!(fingerprint.join(":")))
+    );
     for path in ["/host", "/vms", "/tokens", "/nowhere", "/datastores/datastore1/files/x"] {
         let answer = network.get(path);
         assert_eq!((answer.status, answer.fault().as_str()), (403, "PasswordNotSet"), "{path}");
@@ -25,7 +29,10 @@ fn before_a_password_is_set_the_network_gets_identity_and_health_only() {
     }
     let login = json!({"username": "root", "password": ""});
     assert_eq!(host.network().json("POST", "/sessions", &login).fault(), "PasswordNotSet");
-    assert_eq!(host.network().json("PUT", "/account/password", &json!({"new": PASSWORD})).fault(), "PasswordNotSet");
+    assert_eq!(
+        host.network().json("PUT", "/account/password", &json!({"new": PASSWORD})).fault(),
+        "PasswordNotSet"
+    );
     assert_eq!(host.local().json("POST", "/account/verify", &login).status, 401);
     assert_eq!(host.network().get("/identity").value()["password_set"], false);
 }
@@ -40,16 +47,31 @@ fn the_life_of_a_password() {
     }
     assert_eq!(local.json("PUT", "/account/password", &json!({"new": PASSWORD})).status, 204);
     // From now on the present one is asked for, here too.
-    assert_eq!(local.json("PUT", "/account/password", &json!({"new": "another password"})).value()["field"], "current");
-    let wrong = local.json("PUT", "/account/password", &json!({"current": "wrong", "new": "another password"}));
+    assert_eq!(
+        local.json("PUT", "/account/password", &json!({"new": "another password"})).value()["field"],
+        "current"
+    );
+    let wrong =
+        local.json("PUT", "/account/password", &json!({"current": "wrong", "new": "another password"}));
     assert_eq!((wrong.status, wrong.value()["field"].as_str()), (400, Some("current")));
-    assert_eq!(local.json("POST", "/account/verify", &json!({"username": "root", "password": PASSWORD})).status, 204);
-    assert_eq!(local.json("POST", "/account/verify", &json!({"username": "root", "password": "wrong"})).status, 401);
+    assert_eq!(
+        local.json("POST", "/account/verify", &json!({"username": "root", "password": PASSWORD})).status,
+        204
+    );
+    assert_eq!(
+        local.json("POST", "/account/verify", &json!({"username": "root", "password": "wrong"})).status,
+        401
+    );
 
     let (mine, other) = (host.log_in(PASSWORD), host.log_in(PASSWORD));
     let mut network = host.network().with(&mine);
     let issued = network.json("POST", "/tokens", &json!({"name": "backup"})).value();
-    assert_eq!(network.json("PUT", "/account/password", &json!({"current": PASSWORD, "new": "another password"})).status, 204);
+    assert_eq!(
+        network
+            .json("PUT", "/account/password", &json!({"current": PASSWORD, "new": "another password"}))
+            .status,
+        204
+    );
     assert_eq!(network.get("/tokens").status, 200, "the session that asked stays");
     assert_eq!(host.network().with(&other).get("/tokens").status, 401, "the others end");
     assert_eq!(network.bare("DELETE", "/sessions/current").status, 204);
@@ -67,7 +89,10 @@ fn the_life_of_a_password() {
     assert_eq!(network.bare("DELETE", "/sessions/current").status, 404, "an issued token is no session");
     assert_eq!(network.bare("DELETE", &format!("/tokens/{}", issued["id"].as_str().unwrap())).status, 204);
     assert_eq!(network.get("/tokens").status, 401);
-    assert_eq!(host.network().json("POST", "/sessions", &json!({"username": "root", "password": PASSWORD})).status, 401);
+    assert_eq!(
+        host.network().json("POST", "/sessions", &json!({"username": "root", "password": PASSWORD})).status,
+        401
+    );
     host.log_in("another password");
 }
 
@@ -77,7 +102,8 @@ fn wrong_credentials_are_slowed_and_told_nothing() {
     let begun = Instant::now();
     let mut answers = Vec::new();
     for (username, password) in [("root", "wrong"), ("admin", PASSWORD), ("admin", "wrong"), ("", "")] {
-        let answer = host.network().json("POST", "/sessions", &json!({"username": username, "password": password}));
+        let answer =
+            host.network().json("POST", "/sessions", &json!({"username": username, "password": password}));
         assert_eq!((answer.status, answer.field("www-authenticate")), (401, Some("Bearer")));
         answers.push(answer.value());
     }
@@ -97,7 +123,12 @@ fn wrong_credentials_are_slowed_and_told_nothing() {
     }
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
     // The local socket counts apart, and the right password works after the wait.
-    assert_eq!(host.local().json("POST", "/account/verify", &json!({"username": "root", "password": PASSWORD})).status, 204);
+    assert_eq!(
+        host.local()
+            .json("POST", "/account/verify", &json!({"username": "root", "password": PASSWORD}))
+            .status,
+        204
+    );
     host.log_in(PASSWORD);
 }
 
@@ -122,7 +153,14 @@ fn the_local_socket_refuses_other_users() {
     for path in [host.path(""), host.path("run"), socket.clone()] {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     }
-    let output = std::process::Command::new("curl").args(["-sS", "--unix-socket"]).arg(&socket).arg("http://host/api/v1/host").uid(65534).gid(65534).output().unwrap();
+    let output = std::process::Command::new("curl")
+        .args(["-sS", "--unix-socket"])
+        .arg(&socket)
+        .arg("http://host/api/v1/host")
+        .uid(65534)
+        .gid(65534)
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(text.contains("NoPermission"), "{text} {}", String::from_utf8_lossy(&output.stderr));
 }

@@ -23,9 +23,13 @@ fn examples(text: &str) -> Vec<Example> {
         if line != "```sh" {
             continue;
         }
-        let command: Vec<&str> = lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```").collect();
+        let command: Vec<&str> =
+            lines.by_ref().map(|(_, line)| line).take_while(|line| *line != "```").collect();
         let after = lines.clone().map(|(_, line)| line).find(|line| !line.is_empty()).unwrap_or_default();
-        let status = after.strip_prefix("answers ").and_then(|rest| rest.get(..3)).and_then(|digits| digits.parse().ok());
+        let status = after
+            .strip_prefix("answers ")
+            .and_then(|rest| rest.get(..3))
+            .and_then(|digits| digits.parse().ok());
         if command.first().is_some_and(|first| first.starts_with("curl ")) {
             examples.push(Example { line: number + 1, command: command.join("\n"), status });
         }
@@ -41,11 +45,22 @@ fn every_example_does_what_the_page_says() {
     let (host, token) = Host::with_session();
     for example in examples {
         let command = example.command.replacen("curl ", "curl --max-time 60 -w '\\n%{http_code}' ", 1);
-        let output = Command::new("sh").args(["-ec", &command]).env("API", format!("https://{}/api/v1", host.address())).env("TOKEN", &token).output().unwrap();
+        let output = Command::new("sh")
+            .args(["-ec", &command])
+            .env("API", format!("https://{}/api/v1", host.address()))
+            .env("TOKEN", &token)
+            .output()
+            .unwrap();
         let said = String::from_utf8_lossy(&output.stdout).into_owned();
         let status: u16 = said.lines().last().and_then(|code| code.parse().ok()).unwrap_or(0);
         let right = example.status.map_or((200..300).contains(&status), |promised| promised == status);
-        assert!(output.status.success() && right, "docs/api.md line {}: {}\n{said}{}", example.line, example.command, String::from_utf8_lossy(&output.stderr));
+        assert!(
+            output.status.success() && right,
+            "docs/api.md line {}: {}\n{said}{}",
+            example.line,
+            example.command,
+            String::from_utf8_lossy(&output.stderr)
+        );
     }
 }
 
@@ -53,5 +68,11 @@ fn every_example_does_what_the_page_says() {
 fn blocks_are_told_apart() {
     let page = "```sh\ncurl a \\\n  b\n```\n\nanswers 404 with\n\n```sh host\ncurl c\n```\n```json\n{}\n```\n```sh\nls\n```\n```sh\ncurl d\n```\n";
     let found = examples(page);
-    assert_eq!(found, [Example { line: 1, command: "curl a \\\n  b".into(), status: Some(404) }, Example { line: 17, command: "curl d".into(), status: None }]);
+    assert_eq!(
+        found,
+        [
+            Example { line: 1, command: "curl a \\\n  b".into(), status: Some(404) },
+            Example { line: 17, command: "curl d".into(), status: None }
+        ]
+    );
 }

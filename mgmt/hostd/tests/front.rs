@@ -11,7 +11,8 @@ use host::Host;
 fn smuggling_is_refused_and_the_connection_closed() {
     let host = Host::start();
     let hidden = "GET /api/v1/identity HTTP/1.1\r\nHost: h\r\n\r\n";
-    let post = |fields: &str| format!("POST /api/v1/sessions HTTP/1.1\r\nHost: h\r\n{fields}\r\n0\r\n\r\n{hidden}");
+    let post =
+        |fields: &str| format!("POST /api/v1/sessions HTTP/1.1\r\nHost: h\r\n{fields}\r\n0\r\n\r\n{hidden}");
     let cases = [
         post("Content-Length: 5\r\nContent-Length: 5\r\n"),
         post("Content-Length: 5\r\nContent-Length: 46\r\n"),
@@ -58,10 +59,22 @@ fn smuggling_is_refused_and_the_connection_closed() {
 #[test]
 fn odd_chunks_are_refused_and_the_connection_closed() {
     let host = Host::start();
-    for chunks in ["3;a=b\r\nabc\r\n0\r\n\r\n", "3\nabc\n0\n\n", "zz\r\n", "3\r\nabcd\r\n0\r\n\r\n", "0\r\nX: y\r\n\r\n", "fffffffffffffffff\r\n"] {
+    for chunks in [
+        "3;a=b\r\nabc\r\n0\r\n\r\n",
+        "3\nabc\n0\n\n",
+        "zz\r\n",
+        "3\r\nabcd\r\n0\r\n\r\n",
+        "0\r\nX: y\r\n\r\n",
+        "fffffffffffffffff\r\n",
+    ] {
         let mut local = host.local();
         let head = local.head("POST", "/account/verify");
-        local.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n{chunks}GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n").as_bytes());
+        local.send(
+            format!(
+                "{head}Transfer-Encoding: chunked\r\n\r\n{chunks}GET /healthz HTTP/1.1\r\nHost: h\r\n\r\n"
+            )
+            .as_bytes(),
+        );
         assert_eq!(local.answer().status, 400, "{chunks:?}");
         assert!(local.is_closed(), "{chunks:?}");
     }
@@ -98,7 +111,11 @@ fn a_connection_serves_many_requests_and_ends_when_asked() {
     network.send(format!("{head}\r\n{head}\r\n").as_bytes());
     assert_eq!((network.answer().status, network.answer().status), (200, 200));
     assert_eq!(network.get("/nothing").status, 403);
-    assert_eq!(network.get("/healthz").status, 200, "a refused request without a body does not end the connection");
+    assert_eq!(
+        network.get("/healthz").status,
+        200,
+        "a refused request without a body does not end the connection"
+    );
     network.send(format!("{head}Connection: close\r\n\r\n").as_bytes());
     let last = network.answer();
     assert_eq!((last.status, last.field("connection")), (200, Some("close")));
@@ -110,7 +127,10 @@ fn other_methods_and_paths_are_told_apart() {
     let host = Host::start();
     let mut local = host.local();
     let answer = local.bare("DELETE", "/identity");
-    assert_eq!((answer.status, answer.fault().as_str(), answer.field("allow")), (405, "MethodNotAllowed", Some("GET")));
+    assert_eq!(
+        (answer.status, answer.fault().as_str(), answer.field("allow")),
+        (405, "MethodNotAllowed", Some("GET"))
+    );
     let answer = local.bare("HEAD", "/identity");
     assert_eq!(answer.status, 405);
     assert_eq!(local.get("/nowhere").fault(), "NotFound");
@@ -129,7 +149,10 @@ fn wrong_json_is_told_by_field_line_and_column() {
     assert_eq!((&answer["fault"], &answer["field"]), (&"InvalidArgument".into(), &"password".into()));
     assert!(answer["detail"].as_str().unwrap().contains("line 2 column"), "{answer}");
     assert_eq!(local.text("POST", "/account/verify", "{\"user\": \"root\"}").value()["field"], "user");
-    assert_eq!(local.text("POST", "/account/verify", "{\"username\": \"root\"}").value()["field"], "password");
+    assert_eq!(
+        local.text("POST", "/account/verify", "{\"username\": \"root\"}").value()["field"],
+        "password"
+    );
     assert_eq!(local.text("POST", "/account/verify", "{").status, 400);
     assert_eq!(local.text("POST", "/account/verify", "").status, 400);
 }
@@ -148,13 +171,18 @@ fn files_go_up_whole_or_not_at_all() {
     assert_eq!(network.answer().status, 201);
     // In chunks, on the same connection.
     let head = network.head("PUT", &format!("{file}/chunks"));
-    network.send(format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{data}\r\n0\r\n\r\n", data.len()).as_bytes());
+    network.send(
+        format!("{head}Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{data}\r\n0\r\n\r\n", data.len()).as_bytes(),
+    );
     assert_eq!(network.answer().status, 201);
     for name in ["length", "chunks"] {
         assert_eq!(network.get(&format!("{file}/{name}")).body, data.as_bytes(), "{name}");
     }
     // Cut, with a length and in chunks.
-    for (name, framing) in [("cut1", format!("Content-Length: {}\r\n\r\n{}", data.len(), &data[..data.len() / 2])), ("cut2", format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{data}\r\n", data.len()))] {
+    for (name, framing) in [
+        ("cut1", format!("Content-Length: {}\r\n\r\n{}", data.len(), &data[..data.len() / 2])),
+        ("cut2", format!("Transfer-Encoding: chunked\r\n\r\n{:x}\r\n{data}\r\n", data.len())),
+    ] {
         let mut network = host.network().with(&token);
         let head = network.head("PUT", &format!("{file}/{name}"));
         network.send(format!("{head}{framing}").as_bytes());
@@ -163,7 +191,11 @@ fn files_go_up_whole_or_not_at_all() {
     let mut network = host.network().with(&token);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     loop {
-        let left: Vec<_> = std::fs::read_dir(host.path("datastore")).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).filter(|n| !n.starts_with(".keelson-datastore")).collect();
+        let left: Vec<_> = std::fs::read_dir(host.path("datastore"))
+            .unwrap()
+            .map(|e| e.unwrap().file_name().into_string().unwrap())
+            .filter(|n| !n.starts_with(".keelson-datastore"))
+            .collect();
         if left.iter().all(|name| name == "length" || name == "chunks") {
             break;
         }

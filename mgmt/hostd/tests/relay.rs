@@ -18,7 +18,11 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// A front in this process, with these routes.
 fn front(install: impl FnOnce(&mut Router)) -> (tempfile::TempDir, PathBuf, Listening) {
     let dir = tempfile::tempdir().unwrap();
-    let paths = Paths { state: dir.path().join("state"), datastore: dir.path().join("datastore"), run: dir.path().join("run") };
+    let paths = Paths {
+        state: dir.path().join("state"),
+        datastore: dir.path().join("datastore"),
+        run: dir.path().join("run"),
+    };
     let mut router = Router::default();
     install(&mut router);
     let socket = paths.local_socket();
@@ -40,7 +44,9 @@ fn a_stream_flows_at_once_and_ends_with_the_route() {
     let (_dir, socket, _listening) = front(|router| {
         router.route(Method::Get, "/stream", Access::Root, move |_, _| {
             let lines = lines();
-            let run = move |to: &mut dyn Write| lines.iter().try_for_each(|line| to.write_all(line.as_bytes())).unwrap();
+            let run = move |to: &mut dyn Write| {
+                lines.iter().try_for_each(|line| to.write_all(line.as_bytes())).unwrap()
+            };
             Ok(Response::Stream { content_type: "application/octet-stream", run: Box::new(run) })
         });
     });
@@ -155,7 +161,12 @@ fn the_inside_is_closed_to_all_but_the_front() {
     });
     // The abstract name is in /proc for all to see: knowing it is not enough.
     let names = std::fs::read_to_string("/proc/net/unix").unwrap();
-    let names: Arc<Vec<String>> = Arc::new(names.lines().filter_map(|l| l.split_once("@keelson-hostd-").map(|(_, n)| format!("keelson-hostd-{n}"))).collect());
+    let names: Arc<Vec<String>> = Arc::new(
+        names
+            .lines()
+            .filter_map(|l| l.split_once("@keelson-hostd-").map(|(_, n)| format!("keelson-hostd-{n}")))
+            .collect(),
+    );
     assert!(!names.is_empty());
     for name in names.iter() {
         use std::os::linux::net::SocketAddrExt;
@@ -163,7 +174,11 @@ fn the_inside_is_closed_to_all_but_the_front() {
         // Another test's may be gone by now.
         let Ok(mut inside) = std::os::unix::net::UnixStream::connect_addr(&address) else { continue };
         inside.set_read_timeout(Some(PATIENCE)).unwrap();
-        inside.write_all(b"GET /api/v1/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nx-keelson-ticket: 0\r\n\r\n").unwrap();
+        inside
+            .write_all(
+                b"GET /api/v1/x HTTP/1.1\r\nHost: h\r\nConnection: close\r\nx-keelson-ticket: 0\r\n\r\n",
+            )
+            .unwrap();
         let mut answer = String::new();
         let _ = inside.read_to_string(&mut answer);
         assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 403"), "{answer}");

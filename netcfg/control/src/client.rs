@@ -73,5 +73,8 @@ impl Client {
 }
 
 fn out_of_place() -> Error {
-    CallError::Refused(Refusal::Failed { what: "a call to netd".into(), why: "it answered something else than was asked".into() })
+    CallError::Refused(Refusal::Failed {
+        what: "a call to netd".into(),
+        why: "it answered something else than was asked".into(),
+    })
 }

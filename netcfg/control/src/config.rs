@@ -166,7 +166,10 @@ impl FromStr for MacAddr {
         let mut bytes = [0; 6];
         let mut parts = text.split(':');
         for byte in &mut bytes {
-            let part = parts.next().filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit())).ok_or_else(wrong)?;
+            let part = parts
+                .next()
+                .filter(|p| p.len() == 2 && p.bytes().all(|b| b.is_ascii_hexdigit()))
+                .ok_or_else(wrong)?;
             *byte = u8::from_str_radix(part, 16).map_err(|_| wrong())?;
         }
         if parts.next().is_some() { Err(wrong()) } else { Ok(Self(bytes)) }
@@ -204,7 +207,11 @@ impl Default for NetworkConfig {
             schema: SCHEMA,
             dns: Dns::default(),
             nics: Vec::new(),
-            vswitches: vec![VSwitch { name: "vSwitch0".into(), uplinks: Uplinks::FirstLinked, mtu: default_mtu() }],
+            vswitches: vec![VSwitch {
+                name: "vSwitch0".into(),
+                uplinks: Uplinks::FirstLinked,
+                mtu: default_mtu(),
+            }],
             port_groups: vec![group("VM Network"), group("Management Network")],
             vmkernel_adapters: vec![VmkAdapter {
                 name: "vmk0".into(),
@@ -219,7 +226,10 @@ impl Default for NetworkConfig {
 
 fn numbered(name: &str, prefix: &str) -> bool {
     name.strip_prefix(prefix).is_some_and(|n| {
-        !n.is_empty() && n.len() <= 4 && n.bytes().all(|b| b.is_ascii_digit()) && (n == "0" || !n.starts_with('0'))
+        !n.is_empty()
+            && n.len() <= 4
+            && n.bytes().all(|b| b.is_ascii_digit())
+            && (n == "0" || !n.starts_with('0'))
     })
 }
 
@@ -228,7 +238,10 @@ impl NetworkConfig {
     pub fn validate(&self) -> Result<(), ConfigError> {
         let wrong = |field: String, problem: String| Err(ConfigError { field, problem });
         if self.schema != SCHEMA {
-            return wrong("schema".into(), format!("{} is not the schema {SCHEMA} that this version knows", self.schema));
+            return wrong(
+                "schema".into(),
+                format!("{} is not the schema {SCHEMA} that this version knows", self.schema),
+            );
         }
         if self.dns.servers.len() > 3 {
             return wrong("dns.servers".into(), "at most three name servers are possible".into());
@@ -253,14 +266,20 @@ impl NetworkConfig {
                 return wrong(format!("{at}.name"), format!("`{}` is no name such as vSwitch0", switch.name));
             }
             if !switches.insert(switch.name.as_str()) {
-                return wrong(format!("{at}.name"), format!("there are two virtual switches `{}`", switch.name));
+                return wrong(
+                    format!("{at}.name"),
+                    format!("there are two virtual switches `{}`", switch.name),
+                );
             }
             if !(1280..=9000).contains(&switch.mtu) {
                 return wrong(format!("{at}.mtu"), format!("{} bytes; it must be 1280 to 9000", switch.mtu));
             }
             if let Uplinks::Nics(nics) = &switch.uplinks {
                 if nics.len() > 1 {
-                    return wrong(format!("{at}.uplinks"), "more than one uplink is not supported yet".into());
+                    return wrong(
+                        format!("{at}.uplinks"),
+                        "more than one uplink is not supported yet".into(),
+                    );
                 }
                 for nic in nics {
                     if !numbered(nic, "vmnic") {
@@ -275,17 +294,29 @@ impl NetworkConfig {
         let mut groups = BTreeSet::new();
         for (i, group) in self.port_groups.iter().enumerate() {
             let at = format!("port_groups[{i}]");
-            if group.name.is_empty() || group.name.chars().count() > 64 || group.name.chars().any(char::is_control) {
-                return wrong(format!("{at}.name"), "it must be 1 to 64 characters, none of them a control character".into());
+            if group.name.is_empty()
+                || group.name.chars().count() > 64
+                || group.name.chars().any(char::is_control)
+            {
+                return wrong(
+                    format!("{at}.name"),
+                    "it must be 1 to 64 characters, none of them a control character".into(),
+                );
             }
             if !groups.insert(group.name.as_str()) {
                 return wrong(format!("{at}.name"), format!("there are two port groups `{}`", group.name));
             }
             if !switches.contains(group.vswitch.as_str()) {
-                return wrong(format!("{at}.vswitch"), format!("there is no virtual switch `{}`", group.vswitch));
+                return wrong(
+                    format!("{at}.vswitch"),
+                    format!("there is no virtual switch `{}`", group.vswitch),
+                );
             }
             if group.vlan > 4094 {
-                return wrong(format!("{at}.vlan"), format!("{}; it must be 0 (untagged) to 4094", group.vlan));
+                return wrong(
+                    format!("{at}.vlan"),
+                    format!("{}; it must be 0 (untagged) to 4094", group.vlan),
+                );
             }
         }
         let mut adapters = BTreeSet::new();
@@ -293,19 +324,35 @@ impl NetworkConfig {
         for (i, adapter) in self.vmkernel_adapters.iter().enumerate() {
             let at = format!("vmkernel_adapters[{i}]");
             if !numbered(&adapter.name, "vmk") || !adapters.insert(adapter.name.as_str()) {
-                return wrong(format!("{at}.name"), format!("`{}` is no name such as vmk1, or is there twice", adapter.name));
+                return wrong(
+                    format!("{at}.name"),
+                    format!("`{}` is no name such as vmk1, or is there twice", adapter.name),
+                );
             }
             if !groups.contains(adapter.port_group.as_str()) {
-                return wrong(format!("{at}.port_group"), format!("there is no port group `{}`", adapter.port_group));
+                return wrong(
+                    format!("{at}.port_group"),
+                    format!("there is no port group `{}`", adapter.port_group),
+                );
             }
             if adapter.mac.is_some_and(|mac| mac.0[0] & 1 == 1 || mac.0 == [0; 6]) {
                 return wrong(format!("{at}.mac"), "it must be a unicast address".into());
             }
             if let Ipv4::Static { address, gateway } = &adapter.ipv4 {
                 let host = address.addr();
-                let edge = address.prefix_len() < 31 && (host == address.network() || host == address.broadcast());
-                if host.is_unspecified() || host.is_multicast() || host.is_loopback() || host.is_broadcast() || address.prefix_len() == 0 || edge {
-                    return wrong(format!("{at}.ipv4.static.address"), format!("{address} is no address that a host can have"));
+                let edge =
+                    address.prefix_len() < 31 && (host == address.network() || host == address.broadcast());
+                if host.is_unspecified()
+                    || host.is_multicast()
+                    || host.is_loopback()
+                    || host.is_broadcast()
+                    || address.prefix_len() == 0
+                    || edge
+                {
+                    return wrong(
+                        format!("{at}.ipv4.static.address"),
+                        format!("{address} is no address that a host can have"),
+                    );
                 }
                 if let Some(gateway) = gateway
                     && (!address.contains(gateway) || *gateway == host)
@@ -313,14 +360,23 @@ impl NetworkConfig {
                     let problem = format!("{gateway} is not another address within {}", address.trunc());
                     return wrong(format!("{at}.ipv4.static.gateway"), problem);
                 }
-                if let Some((other, _)) = networks.iter().find(|(_, n)| n.contains(&address.network()) || address.contains(&n.network())) {
-                    return wrong(format!("{at}.ipv4.static.address"), format!("{} overlaps the network of {other}", address.trunc()));
+                if let Some((other, _)) = networks
+                    .iter()
+                    .find(|(_, n)| n.contains(&address.network()) || address.contains(&n.network()))
+                {
+                    return wrong(
+                        format!("{at}.ipv4.static.address"),
+                        format!("{} overlaps the network of {other}", address.trunc()),
+                    );
                 }
                 networks.push((&adapter.name, *address));
             }
         }
         if !self.vmkernel_adapters.iter().any(|a| a.services.contains(&Service::Management)) {
-            return wrong("vmkernel_adapters".into(), "one adapter must carry the service `management`, or nobody could reach the host".into());
+            return wrong(
+                "vmkernel_adapters".into(),
+                "one adapter must carry the service `management`, or nobody could reach the host".into(),
+            );
         }
         Ok(())
     }
@@ -352,8 +408,12 @@ mod tests {
         let wrong: [(&str, Change); 7] = [
             ("port_groups[0].vlan", |c| c.port_groups[0].vlan = 4095),
             ("port_groups[1].name", |c| c.port_groups[1].name = "VM Network".into()),
-            ("vmkernel_adapters[0].ipv4.static.gateway", |c| c.vmkernel_adapters[0].ipv4 = fixed("192.0.2.10/24", "198.51.100.1")),
-            ("vmkernel_adapters[0].ipv4.static.address", |c| c.vmkernel_adapters[0].ipv4 = fixed("192.0.2.0/24", "192.0.2.1")),
+            ("vmkernel_adapters[0].ipv4.static.gateway", |c| {
+                c.vmkernel_adapters[0].ipv4 = fixed("192.0.2.10/24", "198.51.100.1")
+            }),
+            ("vmkernel_adapters[0].ipv4.static.address", |c| {
+                c.vmkernel_adapters[0].ipv4 = fixed("192.0.2.0/24", "192.0.2.1")
+            }),
             ("vmkernel_adapters", |c| c.vmkernel_adapters[0].services.clear()),
             ("vswitches[0].mtu", |c| c.vswitches[0].mtu = 100),
             ("vswitches[0].uplinks", |c| c.vswitches[0].uplinks = Uplinks::Nics(vec!["eth0".into()])),

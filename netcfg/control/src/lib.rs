@@ -8,8 +8,14 @@ mod config;
 mod status;
 
 pub use client::{Client, Error};
-pub use config::{ConfigError, Dns, Ipv4, MacAddr, MacError, NetworkConfig, NicName, PortGroup, SCHEMA, Service, Uplinks, VSwitch, VmkAdapter};
-pub use status::{AdapterStatus, AddressOrigin, DhcpPhase, DhcpStatus, NetworkStatus, NicStatus, Problem, SwitchStatus, TapStatus};
+pub use config::{
+    ConfigError, Dns, Ipv4, MacAddr, MacError, NetworkConfig, NicName, PortGroup, SCHEMA, Service, Uplinks,
+    VSwitch, VmkAdapter,
+};
+pub use status::{
+    AdapterStatus, AddressOrigin, DhcpPhase, DhcpStatus, NetworkStatus, NicStatus, Problem, SwitchStatus,
+    TapStatus,
+};
 
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -94,7 +100,9 @@ pub enum Refusal {
     #[error("{0}")]
     BadConfig(ConfigError),
     /// Somebody else changed the network meanwhile.
-    #[error("the network was changed meanwhile (revision {now}, not {based_on}); read it again and repeat the change")]
+    #[error(
+        "the network was changed meanwhile (revision {now}, not {based_on}); read it again and repeat the change"
+    )]
     Stale {
         /// The revision the change was based on.
         based_on: u64,

@@ -48,7 +48,13 @@ pub(crate) struct Client {
 
 impl Client {
     /// `lease` and `link_local` are what an earlier life of this process had.
-    pub(crate) fn new(mac: MacAddr, mut jitter: Jitter, lease: Option<Lease>, link_local: Option<Ipv4Addr>, now: Duration) -> Self {
+    pub(crate) fn new(
+        mac: MacAddr,
+        mut jitter: Jitter,
+        lease: Option<Lease>,
+        link_local: Option<Ipv4Addr>,
+        now: Duration,
+    ) -> Self {
         let mut local = LinkLocal::new(mac, Jitter::new(jitter.next()));
         let machine = match lease {
             Some(lease) => Machine::resume(mac, jitter, lease, now),

@@ -125,10 +125,16 @@ enum State {
     /// After a NAK or a DECLINE.
     Waiting,
     Selecting,
-    Requesting { address: Ipv4Addr, server: Ipv4Addr },
+    Requesting {
+        address: Ipv4Addr,
+        server: Ipv4Addr,
+    },
     /// A lease from before the link went away is being confirmed.
     Rebooting,
-    Probing { lease: Lease, sent: u32 },
+    Probing {
+        lease: Lease,
+        sent: u32,
+    },
     Bound,
     Renewing,
     Rebinding,
@@ -269,8 +275,15 @@ impl Machine {
     /// Sends what the present state says, and sets the time of its repetition.
     fn transmit(&mut self, now: Duration, out: &mut Vec<Action>) {
         let secs = u16::try_from((now.saturating_sub(self.began)).as_secs()).unwrap_or(u16::MAX);
-        let mut message =
-            Outgoing { kind: OutgoingKind::Request, xid: self.xid, secs, ciaddr: None, requested: None, server: None, unicast_to: None };
+        let mut message = Outgoing {
+            kind: OutgoingKind::Request,
+            xid: self.xid,
+            secs,
+            ciaddr: None,
+            requested: None,
+            server: None,
+            unicast_to: None,
+        };
         match (&self.state, &self.lease) {
             (State::Selecting, _) => message.kind = OutgoingKind::Discover,
             (State::Requesting { address, server }, _) => {
@@ -328,7 +341,8 @@ impl Machine {
             State::Requesting { .. } => {
                 if self.attempts + 1 >= REQUESTS {
                     self.unanswered = self.unanswered.saturating_add(1);
-                    self.last_error = Some("the server that offered an address did not answer the request for it".into());
+                    self.last_error =
+                        Some("the server that offered an address did not answer the request for it".into());
                     self.discover(now, out);
                 } else {
                     self.again(now, out);
@@ -376,9 +390,13 @@ impl Machine {
                 self.xid = xid;
                 self.transmit(now, out);
             }
-            (State::Requesting { .. } | State::Rebooting | State::Renewing | State::Rebinding, ReplyKind::Ack) => {
+            (
+                State::Requesting { .. } | State::Rebooting | State::Renewing | State::Rebinding,
+                ReplyKind::Ack,
+            ) => {
                 let Some(lease) = self.granted(now, &reply) else {
-                    self.last_error = Some("a server's acknowledgement lacked the lease time or a usable address".into());
+                    self.last_error =
+                        Some("a server's acknowledgement lacked the lease time or a usable address".into());
                     return;
                 };
                 self.unanswered = 0;
@@ -388,7 +406,10 @@ impl Machine {
                     self.probe(now, lease, 0, out);
                 }
             }
-            (State::Requesting { .. } | State::Rebooting | State::Renewing | State::Rebinding, ReplyKind::Nak) => {
+            (
+                State::Requesting { .. } | State::Rebooting | State::Renewing | State::Rebinding,
+                ReplyKind::Nak,
+            ) => {
                 let words = reply.text.map(|t| format!(": {t}")).unwrap_or_default();
                 self.last_error = Some(format!("the DHCP server refused the address{words}"));
                 self.unanswered = 0;
@@ -477,7 +498,8 @@ impl Machine {
             server: Some(lease.server),
             unicast_to: None,
         };
-        self.last_error = Some(format!("{address}, which the DHCP server offered, is used by {}", arp.sender_mac));
+        self.last_error =
+            Some(format!("{address}, which the DHCP server offered, is used by {}", arp.sender_mac));
         out.push(Action::Send(decline));
         self.lose(out);
         self.state = State::Waiting;
@@ -487,7 +509,11 @@ impl Machine {
 
 /// An address that a host can have.
 fn usable(address: Ipv4Addr) -> bool {
-    !address.is_unspecified() && !address.is_multicast() && !address.is_loopback() && !address.is_broadcast() && address.octets()[0] < 240
+    !address.is_unspecified()
+        && !address.is_multicast()
+        && !address.is_loopback()
+        && !address.is_broadcast()
+        && address.octets()[0] < 240
 }
 
 /// The prefix length of the address's class, for servers that send no mask.

@@ -46,7 +46,10 @@ fn bound(start: Duration) -> Machine {
     let discover = sent(&m.step(start, Input::Link(true)));
     assert_eq!(discover.kind, OutgoingKind::Discover);
     let request = sent(&m.step(start, Input::Reply(reply(ReplyKind::Offer, discover.xid))));
-    assert_eq!((request.kind, request.requested, request.server, request.ciaddr), (OutgoingKind::Request, Some(ADDRESS), Some(SERVER), None));
+    assert_eq!(
+        (request.kind, request.requested, request.server, request.ciaddr),
+        (OutgoingKind::Request, Some(ADDRESS), Some(SERVER), None)
+    );
     assert_eq!(request.xid, discover.xid);
     assert_eq!(m.step(start, Input::Reply(reply(ReplyKind::Ack, request.xid))), [Action::Probe(ADDRESS)]);
     let mut probes = 1;
@@ -55,7 +58,10 @@ fn bound(start: Duration) -> Machine {
             [Action::Probe(_)] => probes += 1,
             [Action::Bind(lease)] => {
                 assert_eq!(lease.address.to_string(), "192.0.2.50/24");
-                assert_eq!((lease.renew_at, lease.rebind_at, lease.ends_at), (start + s(500), start + s(875), Some(start + s(1000))));
+                assert_eq!(
+                    (lease.renew_at, lease.rebind_at, lease.ends_at),
+                    (start + s(500), start + s(875), Some(start + s(1000)))
+                );
                 break;
             }
             other => panic!("{other:?}"),
@@ -71,9 +77,14 @@ fn a_lease_is_taken_renewed_rebound_and_lost_in_the_end() {
     let mut m = bound(start);
     let (at, out) = tick(&mut m);
     let renew = sent(&out);
-    assert_eq!((at, renew.unicast_to, renew.ciaddr, renew.requested, renew.server), (start + s(500), Some(SERVER), Some(ADDRESS), None, None));
+    assert_eq!(
+        (at, renew.unicast_to, renew.ciaddr, renew.requested, renew.server),
+        (start + s(500), Some(SERVER), Some(ADDRESS), None, None)
+    );
     assert_eq!(m.phase(), DhcpPhase::Renewing);
-    assert!(matches!(m.step(at, Input::Reply(reply(ReplyKind::Ack, renew.xid))).as_slice(), [Action::Bind(l)] if l.renew_at == at + s(500)));
+    assert!(
+        matches!(m.step(at, Input::Reply(reply(ReplyKind::Ack, renew.xid))).as_slice(), [Action::Bind(l)] if l.renew_at == at + s(500))
+    );
     // Now nobody answers any more.
     let began = at;
     let mut unicast = 0;
@@ -152,9 +163,17 @@ fn an_address_in_use_is_declined_and_asked_for_again_ten_seconds_later() {
     m.step(s(0), Input::Reply(reply(ReplyKind::Offer, xid)));
     m.step(s(0), Input::Reply(reply(ReplyKind::Ack, xid)));
     assert!(m.wants_arp());
-    let holder = Arp { sender_mac: MacAddr([2, 0, 0, 0, 0, 9]), sender: ADDRESS, target: Ipv4Addr::UNSPECIFIED, request: false };
+    let holder = Arp {
+        sender_mac: MacAddr([2, 0, 0, 0, 0, 9]),
+        sender: ADDRESS,
+        target: Ipv4Addr::UNSPECIFIED,
+        request: false,
+    };
     let decline = sent(&m.step(s(0), Input::Arp(holder)));
-    assert_eq!((decline.kind, decline.requested, decline.server), (OutgoingKind::Decline, Some(ADDRESS), Some(SERVER)));
+    assert_eq!(
+        (decline.kind, decline.requested, decline.server),
+        (OutgoingKind::Decline, Some(ADDRESS), Some(SERVER))
+    );
     let (at, out) = tick(&mut m);
     assert_eq!((at, sent(&out).kind), (s(10), OutgoingKind::Discover));
 }
@@ -165,7 +184,10 @@ fn a_link_that_comes_back_confirms_the_lease_and_keeps_it_without_an_answer() {
     assert_eq!(m.step(s(10), Input::Link(false)), []);
     assert_eq!((m.phase(), m.lease().is_some()), (DhcpPhase::Bound, true));
     let request = sent(&m.step(s(20), Input::Link(true)));
-    assert_eq!((request.requested, request.server, request.ciaddr, request.unicast_to), (Some(ADDRESS), None, None, None));
+    assert_eq!(
+        (request.requested, request.server, request.ciaddr, request.unicast_to),
+        (Some(ADDRESS), None, None, None)
+    );
     while m.phase() != DhcpPhase::Bound {
         tick(&mut m);
     }
@@ -199,10 +221,19 @@ fn answers_without_the_lease_time_or_of_another_transaction_are_not_taken() {
     let mut m = Machine::new(MAC, Jitter::new(1));
     let xid = sent(&m.step(s(0), Input::Link(true))).xid;
     assert_eq!(m.step(s(0), Input::Reply(reply(ReplyKind::Offer, xid ^ 1))), []);
-    assert_eq!(m.step(s(0), Input::Reply(Reply { address: Ipv4Addr::UNSPECIFIED, ..reply(ReplyKind::Offer, xid) })), []);
+    assert_eq!(
+        m.step(s(0), Input::Reply(Reply { address: Ipv4Addr::UNSPECIFIED, ..reply(ReplyKind::Offer, xid) })),
+        []
+    );
     m.step(s(0), Input::Reply(reply(ReplyKind::Offer, xid)));
     assert_eq!(m.step(s(0), Input::Reply(Reply { lease_s: None, ..reply(ReplyKind::Ack, xid) })), []);
-    assert_eq!(m.step(s(0), Input::Reply(Reply { mask: Some(Ipv4Addr::new(255, 0, 255, 0)), ..reply(ReplyKind::Ack, xid) })), []);
+    assert_eq!(
+        m.step(
+            s(0),
+            Input::Reply(Reply { mask: Some(Ipv4Addr::new(255, 0, 255, 0)), ..reply(ReplyKind::Ack, xid) })
+        ),
+        []
+    );
     assert!(matches!(m.step(s(0), Input::Reply(reply(ReplyKind::Ack, xid))).as_slice(), [Action::Probe(_)]));
 }
 

@@ -173,7 +173,8 @@ fn send_arp(adapter: &Adapter, frame: &[u8]) -> io::Result<()> {
 fn send_dhcp(frames: &AsyncFd<OwnedFd>, adapter: &Adapter, message: &Outgoing) -> io::Result<()> {
     let hostname = nix::unistd::gethostname().ok().and_then(|n| n.into_string().ok());
     let hostname = hostname.filter(|n| keelson_init_control::check_hostname(n).is_ok() && n != "localhost");
-    let payload = wire::encode(message, adapter.mac, hostname.as_deref()).ok_or(io::ErrorKind::InvalidData)?;
+    let payload =
+        wire::encode(message, adapter.mac, hostname.as_deref()).ok_or(io::ErrorKind::InvalidData)?;
     if let (Some(server), Some(from)) = (message.unicast_to, message.ciaddr) {
         // The kernel finds the way, by the gateway where the server is behind one. The answer is read from the packet socket.
         let socket = UdpSocket::bind((from, dhcproto::v4::CLIENT_PORT))?;

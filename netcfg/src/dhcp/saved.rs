@@ -24,13 +24,19 @@ fn path(run: &Path, adapter: &str) -> PathBuf {
 pub(crate) fn save(run: &Path, adapter: &str, mac: MacAddr, lease: Option<&Lease>) {
     let path = path(run, adapter);
     let done = match lease {
-        Some(lease) => serde_json::to_vec(&SavedLease { boot_id: clock::boot_id(), mac, lease: lease.clone() })
-            .map_err(std::io::Error::from)
-            .and_then(|bytes| store::write_atomically(&path, &bytes)),
-        None => std::fs::remove_file(&path).or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) }),
+        Some(lease) => {
+            serde_json::to_vec(&SavedLease { boot_id: clock::boot_id(), mac, lease: lease.clone() })
+                .map_err(std::io::Error::from)
+                .and_then(|bytes| store::write_atomically(&path, &bytes))
+        }
+        None => std::fs::remove_file(&path)
+            .or_else(|e| if e.kind() == std::io::ErrorKind::NotFound { Ok(()) } else { Err(e) }),
     };
     if let Err(e) = done {
-        log::warn!("the lease of {adapter} could not be kept in {}: {e}; after a restart of netd it is asked for anew", path.display());
+        log::warn!(
+            "the lease of {adapter} could not be kept in {}: {e}; after a restart of netd it is asked for anew",
+            path.display()
+        );
     }
 }
 

@@ -29,7 +29,8 @@ pub(crate) const FILTER: [Bpf; 9] = [
 /// The message as DHCP has it.
 pub(crate) fn encode(message: &Outgoing, mac: MacAddr, hostname: Option<&str>) -> Option<Vec<u8>> {
     let none = Ipv4Addr::UNSPECIFIED;
-    let mut dhcp = Message::new_with_id(message.xid, message.ciaddr.unwrap_or(none), none, none, none, &mac.0);
+    let mut dhcp =
+        Message::new_with_id(message.xid, message.ciaddr.unwrap_or(none), none, none, none, &mac.0);
     dhcp.set_secs(message.secs);
     let options = dhcp.opts_mut();
     options.insert(DhcpOption::MessageType(match message.kind {
@@ -86,7 +87,9 @@ pub(crate) fn frame(payload: &[u8], mac: MacAddr, source: Option<Ipv4Addr>) -> O
 /// none yet, as its computation was left to hardware.
 pub(crate) fn decode(frame: &[u8], mac: MacAddr) -> Option<Reply> {
     let packet = SlicedPacket::from_ethernet(frame).ok()?;
-    let (Some(NetSlice::Ipv4(_)), Some(TransportSlice::Udp(udp))) = (&packet.net, &packet.transport) else { return None };
+    let (Some(NetSlice::Ipv4(_)), Some(TransportSlice::Udp(udp))) = (&packet.net, &packet.transport) else {
+        return None;
+    };
     if udp.destination_port() != CLIENT_PORT {
         return None;
     }
@@ -124,10 +127,14 @@ pub(crate) fn decode(frame: &[u8], mac: MacAddr) -> Option<Reply> {
         keelson_init_control::check_hostname(&text).ok().map(|()| text)
     };
     let mut search: Vec<String> = match options.get(OptionCode::DomainSearch) {
-        Some(DhcpOption::DomainSearch(names)) => names.iter().filter_map(|n| name(&n.to_string())).take(6).collect(),
+        Some(DhcpOption::DomainSearch(names)) => {
+            names.iter().filter_map(|n| name(&n.to_string())).take(6).collect()
+        }
         _ => Vec::new(),
     };
-    if let (true, Some(DhcpOption::DomainName(domain))) = (search.is_empty(), options.get(OptionCode::DomainName)) {
+    if let (true, Some(DhcpOption::DomainName(domain))) =
+        (search.is_empty(), options.get(OptionCode::DomainName))
+    {
         search = name(domain).into_iter().collect();
     }
     Some(Reply {
@@ -137,7 +144,11 @@ pub(crate) fn decode(frame: &[u8], mac: MacAddr) -> Option<Reply> {
         server: address(OptionCode::ServerIdentifier),
         mask: address(OptionCode::SubnetMask),
         gateway: addresses(OptionCode::Router).first().copied(),
-        dns: addresses(OptionCode::DomainNameServer).into_iter().filter(|a| !a.is_unspecified()).take(3).collect(),
+        dns: addresses(OptionCode::DomainNameServer)
+            .into_iter()
+            .filter(|a| !a.is_unspecified())
+            .take(3)
+            .collect(),
         search,
         hostname: match options.get(OptionCode::Hostname) {
             Some(DhcpOption::Hostname(text)) => name(text),
@@ -147,7 +158,9 @@ pub(crate) fn decode(frame: &[u8], mac: MacAddr) -> Option<Reply> {
         t1_s: seconds(OptionCode::Renewal),
         t2_s: seconds(OptionCode::Rebinding),
         text: match options.get(OptionCode::Message) {
-            Some(DhcpOption::Message(text)) => Some(text.chars().filter(|c| !c.is_control()).take(120).collect()),
+            Some(DhcpOption::Message(text)) => {
+                Some(text.chars().filter(|c| !c.is_control()).take(120).collect())
+            }
             _ => None,
         },
     })
@@ -174,7 +187,8 @@ mod tests {
     }
 
     fn framed(payload: &[u8]) -> Vec<u8> {
-        let builder = PacketBuilder::ethernet2([2; 6], MAC.0).ipv4([192, 0, 2, 1], [192, 0, 2, 50], 64).udp(67, 68);
+        let builder =
+            PacketBuilder::ethernet2([2; 6], MAC.0).ipv4([192, 0, 2, 1], [192, 0, 2, 50], 64).udp(67, 68);
         let mut frame = Vec::new();
         builder.write(&mut frame, payload).unwrap();
         frame
@@ -203,9 +217,15 @@ mod tests {
         let bytes = encode(&message, MAC, Some("host-1")).unwrap();
         assert!(bytes.len() >= 300);
         let sent = Message::from_bytes(&bytes).unwrap();
-        assert_eq!((sent.opcode(), sent.xid(), sent.chaddr(), sent.ciaddr()), (Opcode::BootRequest, 9, &MAC.0[..], Ipv4Addr::UNSPECIFIED));
+        assert_eq!(
+            (sent.opcode(), sent.xid(), sent.chaddr(), sent.ciaddr()),
+            (Opcode::BootRequest, 9, &MAC.0[..], Ipv4Addr::UNSPECIFIED)
+        );
         assert_eq!(sent.opts().msg_type(), Some(MessageType::Request));
-        assert!(sent.opts().contains(OptionCode::RequestedIpAddress) && sent.opts().contains(OptionCode::ServerIdentifier));
+        assert!(
+            sent.opts().contains(OptionCode::RequestedIpAddress)
+                && sent.opts().contains(OptionCode::ServerIdentifier)
+        );
         let frame = frame(&bytes, MAC, None).unwrap();
         assert_eq!(frame[..6], [0xff; 6]);
     }

@@ -29,10 +29,16 @@ impl Host {
         let net = LabNet::enter()?;
         let dir = scratch("netd")?;
         let mut command = bound("unshare");
-        command.args(["--net", "--mount", "--", "sh", "-c", HOLD]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        command
+            .args(["--net", "--mount", "--", "sh", "-c", HOLD])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut holder = Process::spawn(&mut command, "the host's namespaces")?;
         let mut ready = String::new();
-        std::io::BufRead::read_line(&mut std::io::BufReader::new(holder.stdout.take().context("no output")?), &mut ready)?;
+        std::io::BufRead::read_line(
+            &mut std::io::BufReader::new(holder.stdout.take().context("no output")?),
+            &mut ready,
+        )?;
         if ready != "ready\n" {
             bail!("the host's namespaces could not be made");
         }
@@ -94,7 +100,8 @@ impl Host {
     pub(crate) fn client(&self) -> Result<Client> {
         let end = Instant::now() + Duration::from_secs(20);
         loop {
-            let tried = Client::connect_to(self.path(keelson_netcfg_control::SOCKET)).and_then(|mut c| c.get().map(|_| c));
+            let tried = Client::connect_to(self.path(keelson_netcfg_control::SOCKET))
+                .and_then(|mut c| c.get().map(|_| c));
             match tried {
                 Ok(client) => return Ok(client),
                 Err(e) if Instant::now() > end => bail!("netd does not answer: {e}\n{}", self.log()),
@@ -114,7 +121,12 @@ impl Host {
     }
 
     /// Waits for a status, on netd's own stream of them.
-    pub(crate) fn wait(&self, what: &str, within: Duration, matches: impl Fn(&NetworkStatus) -> bool) -> Result<NetworkStatus> {
+    pub(crate) fn wait(
+        &self,
+        what: &str,
+        within: Duration,
+        matches: impl Fn(&NetworkStatus) -> bool,
+    ) -> Result<NetworkStatus> {
         let end = Instant::now() + within;
         let mut events = self.client()?.watch()?;
         let mut last = None;
@@ -135,7 +147,8 @@ impl Host {
 
     /// Waits until vmk0 has an address of this origin.
     pub(crate) fn wait_address(&self, origin: AddressOrigin, within: Duration) -> Result<AdapterStatus> {
-        let status = self.wait(&format!("an address of origin {origin:?}"), within, |s| vmk0(s).origin == origin)?;
+        let status =
+            self.wait(&format!("an address of origin {origin:?}"), within, |s| vmk0(s).origin == origin)?;
         Ok(vmk0(&status).clone())
     }
 }

@@ -88,9 +88,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Console {
     /// A console of 24 lines of 80 columns whose output is read from `output` on a thread of its own; `echo` also gets every byte.
-    pub fn new(mut output: impl Read + Send + 'static, keyboard: impl Write + Send + 'static, echo: Option<Box<dyn Write + Send>>) -> Self {
+    pub fn new(
+        mut output: impl Read + Send + 'static,
+        keyboard: impl Write + Send + 'static,
+        echo: Option<Box<dyn Write + Send>>,
+    ) -> Self {
         let screen = vt100::Parser::new(LINES, COLUMNS, 0);
-        let seen = Arc::new((Mutex::new(Seen { screen, transcript: Vec::new(), closed: false }), Condvar::new()));
+        let seen =
+            Arc::new((Mutex::new(Seen { screen, transcript: Vec::new(), closed: false }), Condvar::new()));
         let shared = Arc::clone(&seen);
         let taps = Taps::default();
         echo.into_iter().for_each(|echo| taps.add(echo));
@@ -129,7 +134,12 @@ impl Console {
     }
 
     /// Waits until `holds` is true of the screen and the transcript; returns what it made of them.
-    pub fn wait<T>(&self, what: &str, within: Duration, mut holds: impl FnMut(&str, &str) -> Option<T>) -> Result<T> {
+    pub fn wait<T>(
+        &self,
+        what: &str,
+        within: Duration,
+        mut holds: impl FnMut(&str, &str) -> Option<T>,
+    ) -> Result<T> {
         let end = Instant::now() + within;
         let mut now = lock(&self.seen.0);
         loop {

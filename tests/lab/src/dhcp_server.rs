@@ -12,7 +12,10 @@ use anyhow::{Context, Result};
 use dhcproto::v4::{DhcpOption, Message, MessageType, Opcode, OptionCode};
 use dhcproto::{Decodable, Encodable};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, bind, recvmsg, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, SockaddrIn, bind, recvmsg, setsockopt,
+    socket, sockopt,
+};
 
 use crate::net::LAB_ADDRESS;
 
@@ -108,13 +111,16 @@ impl DhcpServer {
         setsockopt(&fd, sockopt::ReuseAddr, &true)?;
         setsockopt(&fd, sockopt::Broadcast, &true)?;
         setsockopt(&fd, sockopt::Ipv4PacketInfo, &true)?;
-        setsockopt(&fd, sockopt::BindToDevice, &interface.into()).with_context(|| format!("no interface {interface}"))?;
+        setsockopt(&fd, sockopt::BindToDevice, &interface.into())
+            .with_context(|| format!("no interface {interface}"))?;
         bind(fd.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, 67)).context("the DHCP server's port")?;
         let socket = UdpSocket::from(fd);
         let (stop, stopped) = UnixStream::pair()?;
         let shared = Arc::new((Mutex::new(Shared { habits, ..Shared::default() }), Condvar::new()));
         let served = Arc::clone(&shared);
-        let thread = std::thread::Builder::new().name("dhcp-server".into()).spawn(move || serve(&socket, &stopped, &served))?;
+        let thread = std::thread::Builder::new()
+            .name("dhcp-server".into())
+            .spawn(move || serve(&socket, &stopped, &served))?;
         Ok(Self { shared, stop: Some(stop), thread: Some(thread) })
     }
 
@@ -144,14 +150,21 @@ impl DhcpServer {
     }
 
     /// Waits for a message that `matches`, among those after the first `since`.
-    pub fn wait_heard(&self, since: usize, within: Duration, matches: impl Fn(&Heard) -> bool) -> Result<Heard> {
+    pub fn wait_heard(
+        &self,
+        since: usize,
+        within: Duration,
+        matches: impl Fn(&Heard) -> bool,
+    ) -> Result<Heard> {
         let find = |shared: &Shared| shared.heard.iter().skip(since).find(|h| matches(h)).cloned();
         let (guard, _) = self
             .shared
             .1
             .wait_timeout_while(lock(&self.shared.0), within, |s| find(s).is_none())
             .unwrap_or_else(PoisonError::into_inner);
-        find(&guard).with_context(|| format!("the DHCP server did not hear that within {within:?}; it heard {:?}", guard.heard))
+        find(&guard).with_context(|| {
+            format!("the DHCP server did not hear that within {within:?}; it heard {:?}", guard.heard)
+        })
     }
 }
 
@@ -167,7 +180,8 @@ impl Drop for DhcpServer {
 fn serve(socket: &UdpSocket, stopped: &UnixStream, shared: &(Mutex<Shared>, Condvar)) {
     let mut buffer = vec![0u8; 2048];
     loop {
-        let mut fds = [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(socket.as_fd(), PollFlags::POLLIN), PollFd::new(stopped.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(nix::errno::Errno::EINTR) => continue,
             Err(_) => return,
@@ -195,7 +209,8 @@ fn serve(socket: &UdpSocket, stopped: &UnixStream, shared: &(Mutex<Shared>, Cond
 fn receive(socket: &UdpSocket, buffer: &mut [u8]) -> Option<(usize, bool)> {
     let mut space = nix::cmsg_space!(nix::libc::in_pktinfo);
     let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).ok()?;
+    let message =
+        recvmsg::<SockaddrIn>(socket.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::empty()).ok()?;
     let unicast = message.cmsgs().ok()?.any(|c| match c {
         ControlMessageOwned::Ipv4PacketInfo(info) => u32::from_be(info.ipi_addr.s_addr) != u32::MAX,
         _ => false,
@@ -264,7 +279,8 @@ fn answer(shared: &mut Shared, message: &Message, unicast: bool) -> Option<(Mess
     if !habits.dns.is_empty() {
         options.insert(DhcpOption::DomainNameServer(habits.dns));
     }
-    let to = if unicast && !message.ciaddr().is_unspecified() { message.ciaddr() } else { Ipv4Addr::BROADCAST };
+    let to =
+        if unicast && !message.ciaddr().is_unspecified() { message.ciaddr() } else { Ipv4Addr::BROADCAST };
     Some((reply, to))
 }
 

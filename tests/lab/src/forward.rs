@@ -32,7 +32,8 @@ fn pump(mut from: TcpStream, mut to: TcpStream) {
 /// A socket in `directory` that shows a console and takes its keys; its path.
 pub fn console(console: &Console, directory: &Path) -> Result<PathBuf> {
     let path = directory.join("console.sock");
-    let listener = UnixListener::bind(&path).with_context(|| format!("{} could not be bound", path.display()))?;
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("{} could not be bound", path.display()))?;
     let (keyboard, taps) = (console.keyboard(), console.taps());
     std::thread::spawn(move || {
         for stream in listener.incoming().flatten() {

@@ -31,7 +31,8 @@ pub fn initramfs(to: &Path) -> Result<()> {
     }
     archive.add("init", 0o100_755, INIT.as_bytes());
     archive.add("bin/busybox", 0o100_755, &read(&guest.join("busybox"))?);
-    let order = std::fs::read_to_string(guest.join("modules.load")).context("modules.load of the guest kernel")?;
+    let order =
+        std::fs::read_to_string(guest.join("modules.load")).context("modules.load of the guest kernel")?;
     archive.add("modules/load", 0o100_644, order.as_bytes());
     for module in order.lines() {
         archive.add(&format!("modules/{module}"), 0o100_644, &read(&guest.join("modules").join(module))?);
@@ -53,7 +54,8 @@ struct Archive {
 impl Archive {
     fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.inode += 1;
-        let fields = [self.inode, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
+        let fields =
+            [self.inode, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
             self.bytes.extend_from_slice(format!("{field:08X}").as_bytes());

@@ -87,10 +87,25 @@ impl LightHost {
                 state
             }
         };
-        let pty = nix::pty::openpty(&nix::pty::Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 }, None)?;
-        let tty = std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave)))?;
+        let pty =
+            nix::pty::openpty(&nix::pty::Winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 }, None)?;
+        let tty =
+            std::fs::read_link(format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&pty.slave)))?;
         let mut command = bound("unshare");
-        command.args(["--mount", "--uts", "--ipc", "--net", "--pid", "--fork", "--kill-child", "--", "sh", "-c", LAUNCH, "launch"]);
+        command.args([
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--fork",
+            "--kill-child",
+            "--",
+            "sh",
+            "-c",
+            LAUNCH,
+            "launch",
+        ]);
         command.arg(&root).arg(&tty).args(&options.words);
         if !options.ephemeral {
             command.env("STATE", &state);
@@ -118,7 +133,8 @@ impl LightHost {
         process.stdin.take().context("no input of the launcher")?.write_all(b"go\n")?;
         let master = File::from(pty.master);
         // The slave stays open in the console's reader, so that a restart of dcui is no hang-up of the line.
-        let console = Console::new(Line { master: master.try_clone()?, _slave: File::from(pty.slave) }, master, None);
+        let console =
+            Console::new(Line { master: master.try_clone()?, _slave: File::from(pty.slave) }, master, None);
         // What is left of the launcher's standard output is init's.
         std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::sink()));
         Ok(Self { process, init, console, cables, power_on, root, _directory: directory })
@@ -136,7 +152,11 @@ impl LightHost {
             // The socket appears when hostd binds it; init tells only that hostd runs.
             match self.local().health() {
                 Ok(_) => return Ok(self.local()),
-                Err(e) if Instant::now() > end => return Err(e).with_context(|| format!("hostd does not answer within {within:?}; init says:\n{}", self.init_log())),
+                Err(e) if Instant::now() > end => {
+                    return Err(e).with_context(|| {
+                        format!("hostd does not answer within {within:?}; init says:\n{}", self.init_log())
+                    });
+                }
                 Err(_) => std::thread::sleep(Duration::from_millis(20)),
             }
         }
@@ -156,7 +176,8 @@ impl LightHost {
             let Some(pid) = entry.file_name().to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
             let comm = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
             // A VM has a PID namespace of its own below the host's, so its name alone counts when its parent is the host's init.
-            let inside = std::fs::read_link(entry.path().join("ns/pid")).is_ok_and(|ns| ns == namespace) || self.is_child(pid);
+            let inside = std::fs::read_link(entry.path().join("ns/pid")).is_ok_and(|ns| ns == namespace)
+                || self.is_child(pid);
             if comm.trim() == name && inside {
                 found.push(pid);
             }
@@ -166,7 +187,9 @@ impl LightHost {
 
     fn is_child(&self, pid: i32) -> bool {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        status.lines().any(|line| line.strip_prefix("PPid:").is_some_and(|p| p.trim() == self.init.to_string()))
+        status
+            .lines()
+            .any(|line| line.strip_prefix("PPid:").is_some_and(|p| p.trim() == self.init.to_string()))
     }
 
     /// Kills every process of that name (SIGKILL); an error when there is none.

@@ -46,11 +46,16 @@ pub fn missing(tier: Tier) -> Option<String> {
         }
         Tier::Lab => {
             if !nix::unistd::geteuid().is_root() {
-                return Some("root, for network namespaces (run it with sudo, or within `unshare -Urnm`)".into());
+                return Some(
+                    "root, for network namespaces (run it with sudo, or within `unshare -Urnm`)".into(),
+                );
             }
             let path = std::env::var_os("PATH").unwrap_or_default();
             let has = |tool: &str| std::env::split_paths(&path).any(|dir| dir.join(tool).is_file());
-            ["qemu-system-x86_64", "ip", "setpriv", "unshare"].into_iter().find(|tool| !has(tool)).map(|tool| format!("the program {tool}"))
+            ["qemu-system-x86_64", "ip", "setpriv", "unshare"]
+                .into_iter()
+                .find(|tool| !has(tool))
+                .map(|tool| format!("the program {tool}"))
         }
     }
 }

@@ -22,7 +22,8 @@ pub struct LabNet {
 impl LabNet {
     /// Moves the calling thread, and what it starts from now on, into a new network namespace with the bridge `lab0`.
     pub fn enter() -> Result<Self> {
-        unshare(CloneFlags::CLONE_NEWNET).context("a network namespace of our own (needs root, or `unshare -Urnm`)")?;
+        unshare(CloneFlags::CLONE_NEWNET)
+            .context("a network namespace of our own (needs root, or `unshare -Urnm`)")?;
         let address = format!("{LAB_ADDRESS}/{LAB_PREFIX}");
         for args in [
             &["link", "set", "lo", "up"][..],

@@ -19,7 +19,9 @@ pub fn wait_api(address: &str, within: Duration) -> Result<Fingerprint> {
     loop {
         match certificate_of(address) {
             Ok(fingerprint) => return Ok(fingerprint),
-            Err(e) if Instant::now() > end => return Err(e).with_context(|| format!("no answer from https://{address} within {within:?}")),
+            Err(e) if Instant::now() > end => {
+                return Err(e).with_context(|| format!("no answer from https://{address} within {within:?}"));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(20)),
         }
     }
@@ -55,22 +57,38 @@ pub struct StaticAddress<'a> {
 }
 
 /// From the system menu with nothing moved yet: Configure Management Network, a static address, vMotion switched over, applied.
-pub fn configure_network(console: &Console, fixed: StaticAddress<'_>, toggle_vmotion: bool, within: Duration) -> Result<()> {
+pub fn configure_network(
+    console: &Console,
+    fixed: StaticAddress<'_>,
+    toggle_vmotion: bool,
+    within: Duration,
+) -> Result<()> {
     console.type_keys(&format!("{}{}", keys::DOWN, keys::ENTER))?;
     console.wait_screen("VMkernel Services", within)?;
     console.type_keys(keys::ENTER)?;
     console.wait_screen("Set a static address", within)?;
     // Ctrl-U empties a line that the form has filled in.
     let line = |text: &str| format!("{}\x15{text}", keys::DOWN);
-    console.type_keys(&format!("{}{}{}{}{}", keys::DOWN, keys::SPACE, line(fixed.address), line(fixed.mask), line(fixed.gateway)))?;
+    console.type_keys(&format!(
+        "{}{}{}{}{}",
+        keys::DOWN,
+        keys::SPACE,
+        line(fixed.address),
+        line(fixed.mask),
+        line(fixed.gateway)
+    ))?;
     console.wait_screen(fixed.gateway, within)?;
     console.type_keys(keys::ENTER)?;
-    console.wait("the menu again", within, |screen, _| (!screen.contains("Set a static address")).then_some(()))?;
+    console.wait("the menu again", within, |screen, _| {
+        (!screen.contains("Set a static address")).then_some(())
+    })?;
     if toggle_vmotion {
         console.type_keys(&format!("{0}{0}{1}", keys::DOWN, keys::ENTER))?;
         console.wait_screen("vMotion (live migration)", within)?;
         console.type_keys(&format!("{}{}", keys::SPACE, keys::ENTER))?;
-        console.wait("the menu again", within, |screen, _| (!screen.contains("vMotion (live migration)")).then_some(()))?;
+        console.wait("the menu again", within, |screen, _| {
+            (!screen.contains("vMotion (live migration)")).then_some(())
+        })?;
     }
     console.type_keys(keys::ESC)?;
     console.wait_screen("Apply changes and restart management network?", within)?;
@@ -101,7 +119,8 @@ pub fn upload_guest(client: &Client, mut progress: impl FnMut(u64, u64)) -> Resu
     let initramfs = scratch.path().join("initramfs.cpio");
     guest::initramfs(&initramfs)?;
     let files = [("guest/vmlinuz", guest::kernel()?), ("guest/initramfs.cpio", initramfs)];
-    let sizes = files.iter().map(|(_, path)| Ok(std::fs::metadata(path)?.len())).collect::<Result<Vec<u64>>>()?;
+    let sizes =
+        files.iter().map(|(_, path)| Ok(std::fs::metadata(path)?.len())).collect::<Result<Vec<u64>>>()?;
     let (total, mut before) = (sizes.iter().sum(), 0);
     for ((name, path), size) in files.iter().zip(&sizes) {
         let mut file = std::fs::File::open(path)?;
@@ -162,8 +181,12 @@ impl GuestConsole {
         while !self.text.contains(what) {
             match self.chunks.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(chunk) => self.text.push_str(&String::from_utf8_lossy(&chunk)),
-                Err(RecvTimeoutError::Timeout) => bail!("the guest did not print `{what}` within {within:?}. It printed:\n{}", self.text),
-                Err(RecvTimeoutError::Disconnected) => bail!("the guest's console ended before it printed `{what}`. It printed:\n{}", self.text),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the guest did not print `{what}` within {within:?}. It printed:\n{}", self.text)
+                }
+                Err(RecvTimeoutError::Disconnected) => {
+                    bail!("the guest's console ended before it printed `{what}`. It printed:\n{}", self.text)
+                }
             }
         }
         Ok(&self.text)
@@ -176,7 +199,9 @@ impl GuestConsole {
             match self.chunks.recv_timeout(end.saturating_duration_since(Instant::now())) {
                 Ok(chunk) => self.text.push_str(&String::from_utf8_lossy(&chunk)),
                 Err(RecvTimeoutError::Disconnected) => return Ok(()),
-                Err(RecvTimeoutError::Timeout) => bail!("the guest's console has not ended within {within:?}. It printed:\n{}", self.text),
+                Err(RecvTimeoutError::Timeout) => {
+                    bail!("the guest's console has not ended within {within:?}. It printed:\n{}", self.text)
+                }
             }
         }
     }
@@ -196,7 +221,9 @@ pub fn fetch_page(address: Ipv4Addr, within: Duration) -> Result<String> {
     loop {
         match page(address) {
             Ok(text) => return Ok(text),
-            Err(e) if Instant::now() > end => return Err(e).with_context(|| format!("http://{address}/ did not answer within {within:?}")),
+            Err(e) if Instant::now() > end => {
+                return Err(e).with_context(|| format!("http://{address}/ did not answer within {within:?}"));
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(50)),
         }
     }

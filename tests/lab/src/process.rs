@@ -33,9 +33,18 @@ pub fn bound(program: &str) -> Command {
 
 /// Runs a command to its end and returns what it printed; its error output is in the error when it fails.
 pub fn run(program: &str, args: &[&str]) -> Result<String> {
-    let output = Command::new(program).args(args).stdin(Stdio::null()).output().with_context(|| format!("{program} could not be started"))?;
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("{program} could not be started"))?;
     if !output.status.success() {
-        bail!("{program} {} failed ({}): {}", args.join(" "), output.status, String::from_utf8_lossy(&output.stderr).trim());
+        bail!(
+            "{program} {} failed ({}): {}",
+            args.join(" "),
+            output.status,
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
     }
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
@@ -64,7 +73,11 @@ impl Process {
 
     /// Waits for its end, at most so long.
     pub fn wait(&self, within: Duration) -> Result<ExitStatus> {
-        let (status, _) = self.ended.1.wait_timeout_while(lock(&self.ended.0), within, |s| s.is_none()).unwrap_or_else(PoisonError::into_inner);
+        let (status, _) = self
+            .ended
+            .1
+            .wait_timeout_while(lock(&self.ended.0), within, |s| s.is_none())
+            .unwrap_or_else(PoisonError::into_inner);
         status.with_context(|| format!("{} has not ended within {within:?}", self.name))
     }
 
@@ -89,7 +102,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn reap(pid: Pid, mut child: Child, ended: &(Mutex<Option<ExitStatus>>, Condvar)) {
-    while let Err(nix::errno::Errno::EINTR) = waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {}
+    while let Err(nix::errno::Errno::EINTR) =
+        waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT)
+    {}
     let mut slot = lock(&ended.0);
     *slot = child.wait().ok();
     ended.1.notify_all();
@@ -105,7 +120,10 @@ impl Drop for Process {
 pub fn scratch(name: &str) -> Result<tempfile::TempDir> {
     let root = std::env::var_os("KEELSON_SCRATCH").map_or_else(std::env::temp_dir, PathBuf::from);
     std::fs::create_dir_all(&root)?;
-    tempfile::Builder::new().prefix(&format!("keelson-{name}-")).tempdir_in(root).context("no scratch directory")
+    tempfile::Builder::new()
+        .prefix(&format!("keelson-{name}-"))
+        .tempdir_in(root)
+        .context("no scratch directory")
 }
 
 #[cfg(test)]

@@ -102,14 +102,18 @@ pub struct Server {
 /// QEMU's accelerator and processor here, and why.
 pub fn accelerator(svm: bool) -> (Vec<String>, String) {
     let nested = ["kvm_amd", "kvm_intel"].iter().any(|module| {
-        std::fs::read_to_string(format!("/sys/module/{module}/parameters/nested")).is_ok_and(|v| matches!(v.trim(), "1" | "Y"))
+        std::fs::read_to_string(format!("/sys/module/{module}/parameters/nested"))
+            .is_ok_and(|v| matches!(v.trim(), "1" | "Y"))
     });
     if nested && File::options().read(true).write(true).open("/dev/kvm").is_ok() {
         let cpu = if svm { "host" } else { "host,-svm,-vmx" };
         return (["-accel", "kvm", "-cpu", cpu].map(String::from).to_vec(), "KVM with nesting".into());
     }
     let cpu = if svm { "EPYC,+svm,+npt" } else { "EPYC,-svm" };
-    (["-accel", "tcg,thread=multi", "-cpu", cpu].map(String::from).to_vec(), "emulation (no nested virtualisation here)".into())
+    (
+        ["-accel", "tcg,thread=multi", "-cpu", cpu].map(String::from).to_vec(),
+        "emulation (no nested virtualisation here)".into(),
+    )
 }
 
 impl Server {
@@ -134,28 +138,58 @@ impl Server {
         let monitor = UnixListener::bind(at("qmp.sock"))?;
         let mut command = bound("qemu-system-x86_64");
         command.args(accelerator(options.svm).0);
-        command.args(["-machine", "q35", "-smp", "2", "-m", &options.memory_mib.to_string(), "-nodefaults", "-no-user-config", "-display", "none"]);
+        command.args([
+            "-machine",
+            "q35",
+            "-smp",
+            "2",
+            "-m",
+            &options.memory_mib.to_string(),
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+        ]);
         command.args(["-vga", if options.vga { "std" } else { "none" }]);
-        command.arg("-chardev").arg(format!("socket,id=serial,path={}", at("serial.sock").display())).args(["-serial", "chardev:serial"]);
-        command.arg("-chardev").arg(format!("socket,id=qmp,path={}", at("qmp.sock").display())).args(["-mon", "chardev=qmp,mode=control"]);
-        command.args(["-object", "rng-random,id=rng0,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng0"]);
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id=serial,path={}", at("serial.sock").display()))
+            .args(["-serial", "chardev:serial"]);
+        command
+            .arg("-chardev")
+            .arg(format!("socket,id=qmp,path={}", at("qmp.sock").display()))
+            .args(["-mon", "chardev=qmp,mode=control"]);
+        command.args([
+            "-object",
+            "rng-random,id=rng0,filename=/dev/urandom",
+            "-device",
+            "virtio-rng-pci,rng=rng0",
+        ]);
         command.arg("-drive").arg(format!("if=virtio,format=raw,cache=writeback,file={}", disk.display()));
         match options.boot {
             BootFrom::Disk => {
                 let vars = at("vars.fd");
                 std::fs::copy(artefacts::image("ovmf/OVMF_VARS_4M.fd")?, &vars)?;
                 let code = artefacts::image("ovmf/OVMF_CODE_4M.fd")?;
-                command.arg("-drive").arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={}", code.display()));
+                command
+                    .arg("-drive")
+                    .arg(format!("if=pflash,format=raw,unit=0,readonly=on,file={}", code.display()));
                 command.arg("-drive").arg(format!("if=pflash,format=raw,unit=1,file={}", vars.display()));
                 if !options.words.is_empty() {
                     // How an owner gives a UKI words without Secure Boot (systemd-stub(7), SMBIOS type 11).
                     let words = options.words.join(" ").replace(',', ",,");
-                    command.arg("-smbios").arg(format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={words}"));
+                    command
+                        .arg("-smbios")
+                        .arg(format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={words}"));
                 }
             }
             BootFrom::Kernel => {
                 let base = std::fs::read_to_string(artefacts::image("cmdline")?)?;
-                command.arg("-kernel").arg(artefacts::image("vmlinuz")?).arg("-initrd").arg(artefacts::image("initramfs.cpio")?);
+                command
+                    .arg("-kernel")
+                    .arg(artefacts::image("vmlinuz")?)
+                    .arg("-initrd")
+                    .arg(artefacts::image("initramfs.cpio")?);
                 command.arg("-append").arg(format!("{} {}", base.trim(), options.words.join(" ")));
             }
         }
@@ -163,7 +197,11 @@ impl Server {
         for n in 0..options.nics {
             let tap = net.tap()?;
             command.arg("-netdev").arg(format!("tap,id=net{n},ifname={tap},script=no,downscript=no"));
-            command.arg("-device").arg(format!("{},id=nic{n},netdev=net{n},mac=52:54:00:{}", options.nic_model, mac_tail(&options.name, n)));
+            command.arg("-device").arg(format!(
+                "{},id=nic{n},netdev=net{n},mac=52:54:00:{}",
+                options.nic_model,
+                mac_tail(&options.name, n)
+            ));
             taps.push(tap);
         }
         command.stdout(Stdio::null()).stderr(File::create(at("qemu.log"))?);
@@ -211,7 +249,8 @@ impl Server {
 
 /// The last three bytes of a NIC's MAC address: from the server's name, so that two servers of one network differ.
 fn mac_tail(name: &str, nic: u32) -> String {
-    let sum = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let sum =
+        name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
     let [a, b, ..] = sum.to_le_bytes();
     format!("{a:02x}:{b:02x}:{nic:02x}")
 }
@@ -220,7 +259,8 @@ fn accept_or_end(listener: &UnixListener, process: &Process) -> Result<std::os::
     listener.set_nonblocking(true)?;
     let end = Instant::now() + Duration::from_secs(30);
     loop {
-        let mut polled = [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(listener), nix::poll::PollFlags::POLLIN)];
+        let mut polled =
+            [nix::poll::PollFd::new(std::os::fd::AsFd::as_fd(listener), nix::poll::PollFlags::POLLIN)];
         // The short wait only bounds how late QEMU's own end is noticed; a connection wakes it at once.
         let ready = nix::poll::poll(&mut polled, 200u16)?;
         if ready > 0 {

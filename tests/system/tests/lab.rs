@@ -23,9 +23,13 @@ fn step(text: &str) {
 fn watched(server: &Server, client: Option<&Client>, test: impl FnOnce() -> Result<()>) {
     let Err(error) = test() else { return };
     let folder = std::env::temp_dir().join(format!("keelson-failed-{}", std::process::id()));
-    let mut kept = vec![("console.txt", server.console.transcript()), ("screen.txt", server.console.screen())];
+    let mut kept =
+        vec![("console.txt", server.console.transcript()), ("screen.txt", server.console.screen())];
     if let Some(lines) = client.and_then(|c| c.logs(&Default::default()).ok()) {
-        kept.push(("host-log.txt", lines.iter().map(|l| format!("{} {} {} {}\n", l.time, l.source, l.level, l.text)).collect()));
+        kept.push((
+            "host-log.txt",
+            lines.iter().map(|l| format!("{} {} {} {}\n", l.time, l.source, l.level, l.text)).collect(),
+        ));
     }
     if let Ok(log) = std::fs::read_to_string(server.directory().join("qemu.log")) {
         kept.push(("qemu.txt", log));
@@ -60,7 +64,15 @@ fn a_server_boots_by_dhcp_and_runs_a_stock_guest_that_outlives_the_daemons() {
         ensure!(facts.kvm.available, "{:?}", facts.kvm);
         ensure!(facts.persistent, "{:?}", facts.conditions);
         ensure!(!facts.vmotion_ready && facts.vmotion_reason.is_some());
-        step(&format!("timeline: {}", facts.boot_timeline.iter().map(|s| format!("{} {} ms", s.name, s.at_ms)).collect::<Vec<_>>().join(", ")));
+        step(&format!(
+            "timeline: {}",
+            facts
+                .boot_timeline
+                .iter()
+                .map(|s| format!("{} {} ms", s.name, s.at_ms))
+                .collect::<Vec<_>>()
+                .join(", ")
+        ));
 
         operator::upload_guest(&client, |_, _| ())?;
         let vm = client.create_vm(&operator::guest_spec("debian", "dhcp"))?;
@@ -69,7 +81,11 @@ fn a_server_boots_by_dhcp_and_runs_a_stock_guest_that_outlives_the_daemons() {
         let mut console = GuestConsole::open(&client, &vm, |_| ())?;
         let guest_address = console.address(PATIENCE)?;
         step(&format!("guest is ready at {guest_address}:\n{}", console.text()));
-        ensure!(console.text().contains("guest: disk 32768 sectors, mark []"), "the new disk: {}", console.text());
+        ensure!(
+            console.text().contains("guest: disk 32768 sectors, mark []"),
+            "the new disk: {}",
+            console.text()
+        );
         ensure!(console.text().contains("guest: hwrng virtio_rng"), "the entropy device: {}", console.text());
         client.console_input(vm.id, b"echo answer=$((6*7))\r")?;
         console.wait("answer=42", PATIENCE)?;
@@ -80,7 +96,10 @@ fn a_server_boots_by_dhcp_and_runs_a_stock_guest_that_outlives_the_daemons() {
         for daemon in ["dcui", "netd", "hostd"] {
             let client = operator::log_in(&address, pin, PASSWORD)?;
             client.restart_agent(daemon)?;
-            ensure!(operator::fetch_page(guest_address, PATIENCE)?.starts_with("hello"), "while {daemon} was dead");
+            ensure!(
+                operator::fetch_page(guest_address, PATIENCE)?.starts_with("hello"),
+                "while {daemon} was dead"
+            );
             let again = operator::wait_api(&address, PATIENCE)?;
             ensure!(again == pin);
             let client = operator::log_in(&address, pin, PASSWORD)?;
@@ -96,7 +115,11 @@ fn a_server_boots_by_dhcp_and_runs_a_stock_guest_that_outlives_the_daemons() {
         let vm = power(&client, &vm, VmPowerAction::On)?;
         let mut console = GuestConsole::open(&client, &vm, |_| ())?;
         console.wait(guest::READY, PATIENCE)?;
-        ensure!(console.text().contains("mark [booted]"), "the disk keeps what was written: {}", console.text());
+        ensure!(
+            console.text().contains("mark [booted]"),
+            "the disk keeps what was written: {}",
+            console.text()
+        );
         client.host_power(&HostPower { action: HostPowerAction::PowerOff, guest_deadline_s: 60 })?;
         console.wait("guest: power button", PATIENCE)?;
         ensure!(server.wait_off(PATIENCE)?.success());

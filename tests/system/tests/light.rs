@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use keelson_api::client::{Client, ClientError};
 use keelson_api::{
-    AdapterUpdate, Fault, HostPower, HostPowerAction, Ipv4Setting, Network, NicSpec, Origin, PasswordChange, PowerState, Service, Vm,
-    VmPowerAction, VmSpec,
+    AdapterUpdate, Fault, HostPower, HostPowerAction, Ipv4Setting, Network, NicSpec, Origin, PasswordChange,
+    PowerState, Service, Vm, VmPowerAction, VmSpec,
 };
 use keelson_lab::console::keys;
 use keelson_lab::dhcp_server::DhcpServer;
@@ -45,7 +45,13 @@ fn services(network: &Network) -> BTreeSet<Service> {
 /// Uploads the polling payload and makes a VM of it.
 fn payload_vm(client: &Client, name: &str) -> Result<Vm> {
     let kernel = payload::build()?;
-    client.upload("datastore1", "payload/payload.elf", &mut kernel.as_slice(), kernel.len() as u64, &mut |_| ())?;
+    client.upload(
+        "datastore1",
+        "payload/payload.elf",
+        &mut kernel.as_slice(),
+        kernel.len() as u64,
+        &mut |_| (),
+    )?;
     Ok(client.create_vm(&VmSpec {
         name: name.into(),
         datastore: None,
@@ -93,22 +99,38 @@ fn a_new_host_comes_up_by_dhcp_and_is_set_up_at_its_console() {
         let identity = stranger.identity()?;
         ensure!(!identity.password_set && identity.product == "Keelson");
         ensure!(fault(stranger.get_host()) == Some(Fault::PasswordNotSet));
-        ensure!(fault(stranger.login(&keelson_api::Login { username: "root".into(), password: String::new() })) == Some(Fault::PasswordNotSet));
+        ensure!(
+            fault(stranger.login(&keelson_api::Login { username: "root".into(), password: String::new() }))
+                == Some(Fault::PasswordNotSet)
+        );
 
         operator::first_password(&host.console, PASSWORD, PATIENCE)?;
         ensure!(fault(stranger.get_host()) == Some(Fault::NotAuthenticated));
         let wrong = operator::log_in(&address, pin, "not the password").unwrap_err();
-        ensure!(wrong.downcast_ref::<ClientError>().and_then(ClientError::fault) == Some(Fault::NotAuthenticated), "{wrong:#}");
+        ensure!(
+            wrong.downcast_ref::<ClientError>().and_then(ClientError::fault) == Some(Fault::NotAuthenticated),
+            "{wrong:#}"
+        );
         let client = operator::log_in(&address, pin, PASSWORD)?;
         let facts = client.get_host()?;
         ensure!(facts.persistent && facts.cpu.threads > 0 && facts.memory.total_bytes > 0, "{facts:?}");
-        ensure!(facts.nics.len() == 1 && facts.nics[0].name == "vmnic0" && facts.nics[0].link, "{:?}", facts.nics);
+        ensure!(
+            facts.nics.len() == 1 && facts.nics[0].name == "vmnic0" && facts.nics[0].link,
+            "{:?}",
+            facts.nics
+        );
 
         // vMotion is off until someone switches it on; the setting stays over a restart of the host.
         let network = client.network()?;
-        ensure!(!network.vmotion_ready && network.vmotion_reason.as_deref().is_some_and(|r| r.contains("vmk0")), "{network:?}");
+        ensure!(
+            !network.vmotion_ready && network.vmotion_reason.as_deref().is_some_and(|r| r.contains("vmk0")),
+            "{network:?}"
+        );
         ensure!(services(&network) == [Service::Management].into());
-        let both = AdapterUpdate { services: Some([Service::Management, Service::Vmotion].into()), ..AdapterUpdate::default() };
+        let both = AdapterUpdate {
+            services: Some([Service::Management, Service::Vmotion].into()),
+            ..AdapterUpdate::default()
+        };
         let network = client.update_adapter("vmk0", &both)?;
         ensure!(network.vmotion_ready && network.vmotion_reason.is_none(), "{network:?}");
         client.host_power(&HostPower { action: HostPowerAction::Reboot, guest_deadline_s: 1 })?;
@@ -136,7 +158,8 @@ fn a_static_address_is_set_at_the_console_and_stays() {
         let host = LightHost::start(&net, &options)?;
         host.wait_agent(PATIENCE)?;
         operator::first_password(&host.console, PASSWORD, PATIENCE)?;
-        let fixed = operator::StaticAddress { address: "192.0.2.77", mask: "255.255.255.0", gateway: "192.0.2.1" };
+        let fixed =
+            operator::StaticAddress { address: "192.0.2.77", mask: "255.255.255.0", gateway: "192.0.2.1" };
         operator::configure_network(&host.console, fixed, false, PATIENCE)?;
         let pin = operator::wait_api("192.0.2.77", PATIENCE)?;
         host.power_cut();
@@ -155,12 +178,22 @@ fn words_are_taken_and_wrong_ones_are_named() {
     inner().unwrap();
     fn inner() -> Result<()> {
         let net = LabNet::enter()?;
-        let words = ["keelson.address=192.0.2.88/24", "keelson.gateway=192.0.2.1", "keelson.hostname=lighthouse", "keelson.colour=blue"];
-        let host = LightHost::start(&net, &LightOptions { words: words.map(String::from).into(), ..one_nic() })?;
+        let words = [
+            "keelson.address=192.0.2.88/24",
+            "keelson.gateway=192.0.2.1",
+            "keelson.hostname=lighthouse",
+            "keelson.colour=blue",
+        ];
+        let host =
+            LightHost::start(&net, &LightOptions { words: words.map(String::from).into(), ..one_nic() })?;
         host.console.wait_screen("192.0.2.88", PATIENCE)?;
         host.console.wait_screen("lighthouse", PATIENCE)?;
         let facts = host.wait_agent(PATIENCE)?.get_host()?;
-        ensure!(facts.conditions.iter().any(|c| c.code == "word-ignored" && c.message.contains("colour=blue")), "{:?}", facts.conditions);
+        ensure!(
+            facts.conditions.iter().any(|c| c.code == "word-ignored" && c.message.contains("colour=blue")),
+            "{:?}",
+            facts.conditions
+        );
         operator::wait_api("192.0.2.88", PATIENCE)?;
         Ok(())
     }
@@ -172,7 +205,10 @@ fn without_nic_kvm_or_state_it_boots_and_says_so() {
     inner().unwrap();
     fn inner() -> Result<()> {
         let net = LabNet::enter()?;
-        let host = LightHost::start(&net, &LightOptions { no_kvm: true, ephemeral: true, ..LightOptions::default() })?;
+        let host = LightHost::start(
+            &net,
+            &LightOptions { no_kvm: true, ephemeral: true, ..LightOptions::default() },
+        )?;
         let client = host.wait_agent(PATIENCE)?;
         let facts = client.get_host()?;
         let codes: BTreeSet<&str> = facts.conditions.iter().map(|c| c.code.as_str()).collect();
@@ -182,10 +218,25 @@ fn without_nic_kvm_or_state_it_boots_and_says_so() {
         // The rest works: a VM can be made, and powering it on says what is missing.
         let kernel = payload::build()?;
         client.upload("datastore1", "k.elf", &mut kernel.as_slice(), kernel.len() as u64, &mut |_| ())?;
-        let spec = VmSpec { nics: vec![], kernel: "[datastore1] k.elf".into(), ..operator::guest_spec("blocked", "dhcp") };
+        let spec = VmSpec {
+            nics: vec![],
+            kernel: "[datastore1] k.elf".into(),
+            ..operator::guest_spec("blocked", "dhcp")
+        };
         let vm = client.create_vm(&VmSpec { initramfs: None, disks: vec![], ..spec })?;
-        let refused = client.vm_power(vm.id, VmPowerAction::On).map_err(anyhow::Error::from).and_then(|t| operator::finish(&client, t)).unwrap_err();
-        ensure!(facts.kvm.reason.as_deref().is_some_and(|why| format!("{refused:#}").contains(why.split(';').next().unwrap_or(why))), "{refused:#}");
+        let refused = client
+            .vm_power(vm.id, VmPowerAction::On)
+            .map_err(anyhow::Error::from)
+            .and_then(|t| operator::finish(&client, t))
+            .unwrap_err();
+        ensure!(
+            facts
+                .kvm
+                .reason
+                .as_deref()
+                .is_some_and(|why| format!("{refused:#}").contains(why.split(';').next().unwrap_or(why))),
+            "{refused:#}"
+        );
         host.console.wait_screen("cannot run VMs", PATIENCE)?;
         Ok(())
     }
@@ -202,7 +253,10 @@ fn unanswered_dhcp_gives_a_link_local_address_until_a_server_comes() {
         host.console.wait_screen("https://169.254.", PATIENCE)?;
         let network = client.network()?;
         ensure!(network.conditions.iter().any(|c| c.code == "dhcp-unanswered"), "{:?}", network.conditions);
-        ensure!(network.vmkernel_adapters[0].address.as_ref().is_some_and(|a| a.origin == Origin::LinkLocal), "{network:?}");
+        ensure!(
+            network.vmkernel_adapters[0].address.as_ref().is_some_and(|a| a.origin == Origin::LinkLocal),
+            "{network:?}"
+        );
         let _dhcp = DhcpServer::start("lab0", Default::default())?;
         host.console.wait_screen("https://192.0.2.", Duration::from_secs(120))?;
         Ok(())
@@ -223,7 +277,9 @@ fn a_pulled_cable_is_told_and_heals() {
         host.console.wait_screen("no link", PATIENCE)?;
         ensure!(client.network()?.conditions.iter().any(|c| c.code == "no-link"));
         net.set_link(&host.cables[0], true)?;
-        host.console.wait("no word of a missing link", PATIENCE, |screen, _| (!screen.contains("no link")).then_some(()))?;
+        host.console.wait("no word of a missing link", PATIENCE, |screen, _| {
+            (!screen.contains("no link")).then_some(())
+        })?;
         operator::wait_api("192.0.2.89", PATIENCE)?;
         Ok(())
     }
@@ -305,7 +361,8 @@ fn f12_at_the_console_shuts_the_host_down() {
     fn inner() -> Result<()> {
         let net = LabNet::enter()?;
         let host = LightHost::start(&net, &one_nic())?;
-        host.wait_agent(PATIENCE)?.change_password(&PasswordChange { current: None, new: PASSWORD.into() })?;
+        host.wait_agent(PATIENCE)?
+            .change_password(&PasswordChange { current: None, new: PASSWORD.into() })?;
         host.console.wait_screen("<F12>", PATIENCE)?;
         host.console.type_keys(keys::F12)?;
         host.console.wait_screen("Password", PATIENCE)?;
@@ -362,9 +419,17 @@ fn bad_input_is_refused_precisely_and_changes_nothing() {
             (VmSpec { memory_mib: 0, ..good() }, Fault::InvalidArgument, "memory_mib"),
             (VmSpec { memory_mib: 1 << 30, ..good() }, Fault::InsufficientResourcesFault, "memory_mib"),
             (VmSpec { kernel: "[datastore1] notes.txt".into(), ..good() }, Fault::InvalidArgument, "kernel"),
-            (VmSpec { kernel: "[datastore1] ../../hostd/accounts.toml".into(), ..good() }, Fault::InvalidDatastorePath, "kernel"),
+            (
+                VmSpec { kernel: "[datastore1] ../../hostd/accounts.toml".into(), ..good() },
+                Fault::InvalidDatastorePath,
+                "kernel",
+            ),
             (VmSpec { kernel: "[datastore1] nothing".into(), ..good() }, Fault::InvalidArgument, "kernel"),
-            (VmSpec { nics: vec![NicSpec { port_group: "Nowhere".into(), mac: None }], ..good() }, Fault::InvalidArgument, "nics[0].port_group"),
+            (
+                VmSpec { nics: vec![NicSpec { port_group: "Nowhere".into(), mac: None }], ..good() },
+                Fault::InvalidArgument,
+                "nics[0].port_group",
+            ),
         ];
         for (spec, expected, field) in cases {
             match client.create_vm(&spec) {
@@ -375,15 +440,22 @@ fn bad_input_is_refused_precisely_and_changes_nothing() {
                 other => anyhow::bail!("{spec:?}: {other:?}"),
             }
         }
-        let bad_gateway = Ipv4Setting::Static { address: "192.0.2.5/24".parse()?, gateway: Some("203.0.113.1".parse()?) };
-        let refused = client.update_adapter("vmk0", &AdapterUpdate { ipv4: Some(bad_gateway), ..AdapterUpdate::default() });
+        let bad_gateway =
+            Ipv4Setting::Static { address: "192.0.2.5/24".parse()?, gateway: Some("203.0.113.1".parse()?) };
+        let refused = client
+            .update_adapter("vmk0", &AdapterUpdate { ipv4: Some(bad_gateway), ..AdapterUpdate::default() });
         ensure!(fault(refused) == Some(Fault::InvalidArgument));
         let empty = b"x".as_slice();
         ensure!(fault(client.upload("datastore1", "../escape", &mut { empty }, 1, &mut |_| ())).is_some());
-        ensure!(fault(client.upload("nowhere", "file", &mut { empty }, 1, &mut |_| ())) == Some(Fault::NotFound));
+        ensure!(
+            fault(client.upload("nowhere", "file", &mut { empty }, 1, &mut |_| ())) == Some(Fault::NotFound)
+        );
         // More than the store holds is refused before a byte is taken; an upload that breaks off leaves nothing.
         let huge = 1u64 << 50;
-        ensure!(fault(client.upload("datastore1", "huge", &mut std::io::repeat(0), huge, &mut |_| ())) == Some(Fault::NoDiskSpace));
+        ensure!(
+            fault(client.upload("datastore1", "huge", &mut std::io::repeat(0), huge, &mut |_| ()))
+                == Some(Fault::NoDiskSpace)
+        );
         ensure!(client.upload("datastore1", "cut", &mut { empty }, 1000, &mut |_| ()).is_err());
         let after = (listing(&host)?, client.vms()?, client.network()?.vmkernel_adapters);
         ensure!(before == after, "something changed: {before:?} {after:?}");

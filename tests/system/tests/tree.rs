@@ -43,7 +43,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("keelson-init", &["keelson-wire", "keelson-init-control"]),
     ("keelson-vmm", &["keelson-wire", "keelson-vmm-control", "keelson-init-control"]),
     ("keelson-netcfg", &["keelson-wire", "keelson-netcfg-control", "keelson-init-control"]),
-    ("keelson-hostd", &["keelson-wire", "keelson-api", "keelson-init-control", "keelson-netcfg-control", "keelson-vmm-control"]),
+    (
+        "keelson-hostd",
+        &[
+            "keelson-wire",
+            "keelson-api",
+            "keelson-init-control",
+            "keelson-netcfg-control",
+            "keelson-vmm-control",
+        ],
+    ),
     ("keelson-dcui", &["keelson-api", "keelson-init-control", "keelson-netcfg-control"]),
     ("keelctl", &["keelson-api"]),
     ("keelson-image", &[]),
@@ -55,8 +64,13 @@ const ARROWS: &[(&str, &[&str])] = &[
 fn crates_know_only_what_they_may() {
     let metadata = metadata();
     let allowed: BTreeMap<&str, &[&str]> = ARROWS.iter().copied().collect();
-    let ours: BTreeSet<&str> = packages(&metadata).iter().filter(|p| is_ours(p)).map(|p| text(p, "name")).collect();
-    assert_eq!(ours, allowed.keys().copied().collect(), "the workspace's members and the list of arrows differ");
+    let ours: BTreeSet<&str> =
+        packages(&metadata).iter().filter(|p| is_ours(p)).map(|p| text(p, "name")).collect();
+    assert_eq!(
+        ours,
+        allowed.keys().copied().collect(),
+        "the workspace's members and the list of arrows differ"
+    );
     for package in packages(&metadata).iter().filter(|p| is_ours(p)) {
         let name = text(package, "name");
         for dependency in package["dependencies"].as_array().unwrap() {
@@ -105,17 +119,24 @@ fn version(text: &str) -> (u32, u32) {
 fn dependencies_come_from_the_registry_under_known_licences() {
     let metadata = metadata();
     let deny: toml::Table = std::fs::read_to_string(top().join("deny.toml")).unwrap().parse().unwrap();
-    let allowed: BTreeSet<&str> = deny["licenses"]["allow"].as_array().unwrap().iter().filter_map(|l| l.as_str()).collect();
+    let allowed: BTreeSet<&str> =
+        deny["licenses"]["allow"].as_array().unwrap().iter().filter_map(|l| l.as_str()).collect();
     for package in packages(&metadata).iter().filter(|p| !is_ours(p)) {
         let (name, licence) = (text(package, "name"), text(package, "license").replace('/', " OR "));
-        assert!(text(package, "source").starts_with("registry+"), "{name} comes from {}", text(package, "source"));
+        assert!(
+            text(package, "source").starts_with("registry+"),
+            "{name} comes from {}",
+            text(package, "source")
+        );
         // `A OR B` is fine when one side is; `A AND B` when both are.
         let fine = |expression: &str| {
             expression.split(" OR ").any(|side| {
                 side.split(" AND ").all(|one| allowed.contains(one.trim_matches(['(', ')', ' '].as_slice())))
             })
         };
-        let fine = fine(&licence) || licence.trim_matches(['(', ')']).split(") AND (").all(fine) || licence.split(" AND ").all(fine);
+        let fine = fine(&licence)
+            || licence.trim_matches(['(', ')']).split(") AND (").all(fine)
+            || licence.split(" AND ").all(fine);
         assert!(fine || exempt(&deny, name), "{name}: the licence `{licence}` is not in deny.toml");
     }
 }
@@ -163,10 +184,17 @@ fn unsafe_stands_in_sys_modules_only() {
         let code = std::fs::read_to_string(&file).unwrap();
         for (number, line) in code.lines().enumerate() {
             let code = line.split("//").next().unwrap_or_default();
-            let block = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"].iter().any(|word| code.contains(word));
+            let block = ["unsafe {", "unsafe fn", "unsafe impl", "unsafe extern"]
+                .iter()
+                .any(|word| code.contains(word));
             // This file names the words in quotes.
             let here = inside.ends_with("tests/tree.rs");
-            assert!(!block || sys || here, "{}:{}: unsafe outside a module named sys", inside.display(), number + 1);
+            assert!(
+                !block || sys || here,
+                "{}:{}: unsafe outside a module named sys",
+                inside.display(),
+                number + 1
+            );
         }
     }
 }
@@ -185,7 +213,11 @@ fn every_member_takes_the_workspaces_lints_or_repeats_them() {
             for (name, level) in rules.as_table().unwrap() {
                 let own = lints.get(tool).and_then(|t| t.get(name));
                 let relaxed = name == "unsafe_code" && own.and_then(toml::Value::as_str) == Some("deny");
-                assert!(own == Some(level) || relaxed, "{}: lint {tool}::{name} differs from the workspace's", manifest.display());
+                assert!(
+                    own == Some(level) || relaxed,
+                    "{}: lint {tool}::{name} differs from the workspace's",
+                    manifest.display()
+                );
             }
         }
     }

@@ -37,7 +37,9 @@ impl Client {
     pub fn status(&mut self) -> Result<Status, Error> {
         match self.0.call(&Request::Status)? {
             Answer::Status(status) => Ok(status),
-            Answer::Done => Err(CallError::Refused(Refusal::Failed("the monitor answered a status request with `done`".into()))),
+            Answer::Done => Err(CallError::Refused(Refusal::Failed(
+                "the monitor answered a status request with `done`".into(),
+            ))),
         }
     }
 

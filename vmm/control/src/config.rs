@@ -108,7 +108,10 @@ impl MachineConfig {
             return wrong("vcpus", format!("{} vCPUs; it must be 1 to {MAX_VCPUS}", self.vcpus));
         }
         if self.memory_mib < MIN_MEMORY_MIB {
-            return wrong("memory_mib", format!("{} MiB; it must be at least {MIN_MEMORY_MIB}", self.memory_mib));
+            return wrong(
+                "memory_mib",
+                format!("{} MiB; it must be at least {MIN_MEMORY_MIB}", self.memory_mib),
+            );
         }
         if self.boot.cmdline.len() > MAX_CMDLINE || self.boot.cmdline.contains('\0') {
             return wrong("boot.cmdline", format!("it must be at most {MAX_CMDLINE} bytes without a NUL"));
@@ -127,7 +130,12 @@ impl MachineConfig {
         for (i, nic) in self.nics.iter().enumerate() {
             match nic.mac_bytes() {
                 Some(mac) if mac[0] & 1 == 0 && mac != [0; 6] => {}
-                _ => return wrong(&format!("nics[{i}].mac"), format!("`{}` is no unicast MAC address such as 02:00:00:00:00:01", nic.mac)),
+                _ => {
+                    return wrong(
+                        &format!("nics[{i}].mac"),
+                        format!("`{}` is no unicast MAC address such as 02:00:00:00:00:01", nic.mac),
+                    );
+                }
             }
         }
         Ok(())

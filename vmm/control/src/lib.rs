@@ -10,7 +10,10 @@ mod client;
 mod config;
 
 pub use client::{Client, Error, console_socket, control_socket};
-pub use config::{Boot, ConfigError, Disk, MAX_CMDLINE, MAX_DISKS, MAX_NICS, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig, Nic, fd_names};
+pub use config::{
+    Boot, ConfigError, Disk, MAX_CMDLINE, MAX_DISKS, MAX_NICS, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig, Nic,
+    fd_names,
+};
 
 use serde::{Deserialize, Serialize};
 

@@ -7,8 +7,9 @@ use uuid::Uuid;
 
 use super::{Client, ClientError, Payload};
 use crate::{
-    AdapterUpdate, Datastore, FileEntry, Health, Host, HostPower, HostUpdate, Identity, IssuedToken, LogLine, Login, Network,
-    NetworkUpdate, NewToken, PasswordChange, Session, Task, Token, Vm, VmPower, VmPowerAction, VmSpec, VmUpdate,
+    AdapterUpdate, Datastore, FileEntry, Health, Host, HostPower, HostUpdate, Identity, IssuedToken, LogLine,
+    Login, Network, NetworkUpdate, NewToken, PasswordChange, Session, Task, Token, Vm, VmPower,
+    VmPowerAction, VmSpec, VmUpdate,
 };
 
 /// The longest that one request waits for a task; [`Client::task_end`] repeats it.
@@ -93,7 +94,11 @@ impl Client {
 
     /// Changes a VMkernel adapter.
     pub fn update_adapter(&self, name: &str, update: &AdapterUpdate) -> Result<Network, ClientError> {
-        self.call(Method::PATCH, &format!("/network/vmkernel-adapters/{}", segment(name)), Payload::json(update))
+        self.call(
+            Method::PATCH,
+            &format!("/network/vmkernel-adapters/{}", segment(name)),
+            Payload::json(update),
+        )
     }
 
     /// Restarts the management network.
@@ -113,7 +118,11 @@ impl Client {
 
     /// The files in a directory of a datastore; `""` is its root.
     pub fn files(&self, datastore: &str, dir: &str) -> Result<Vec<FileEntry>, ClientError> {
-        self.call(Method::GET, &format!("/datastores/{}/files?path={}", segment(datastore), segment(dir)), Payload::Nothing)
+        self.call(
+            Method::GET,
+            &format!("/datastores/{}/files?path={}", segment(datastore), segment(dir)),
+            Payload::Nothing,
+        )
     }
 
     /// Deletes a file.
@@ -170,7 +179,12 @@ impl Client {
     /// One task, when it has ended or `wait` (whole seconds, at most 60) has passed.
     pub fn task_within(&self, id: Uuid, wait: Duration) -> Result<Task, ClientError> {
         let seconds = wait.as_secs().min(60);
-        self.call_waiting(Method::GET, &format!("/tasks/{id}?wait={seconds}"), Payload::Nothing, Duration::from_secs(seconds))
+        self.call_waiting(
+            Method::GET,
+            &format!("/tasks/{id}?wait={seconds}"),
+            Payload::Nothing,
+            Duration::from_secs(seconds),
+        )
     }
 
     /// Waits until a task has ended, and tells how it stands from time to time. A task that failed is an `Ok` whose state says so.

@@ -14,7 +14,9 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{ClientConfig, ClientConnection, DigitallySignedStruct, SignatureScheme};
 use ureq::http::Uri;
 use ureq::unversioned::resolver::{ResolvedSocketAddrs, Resolver};
-use ureq::unversioned::transport::{Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport};
+use ureq::unversioned::transport::{
+    Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, Transport,
+};
 
 use super::error::Connecting;
 use super::{CONNECT, ClientError, Fingerprint};
@@ -27,7 +29,9 @@ pub fn certificate_of(host: &str) -> Result<Fingerprint, ClientError> {
         remedy: remedy.into(),
         source: Box::new(source),
     };
-    let base: Uri = base_of(host)?.parse().map_err(|e| ClientError::BadHost { host: host.into(), why: format!("{e}") })?;
+    let base: Uri = base_of(host)?
+        .parse()
+        .map_err(|e| ClientError::BadHost { host: host.into(), why: format!("{e}") })?;
     let name = base.host().unwrap_or_default();
     let bare = name.trim_start_matches('[').trim_end_matches(']');
     let addrs = std::net::ToSocketAddrs::to_socket_addrs(&(bare, base.port_u16().unwrap_or(443)))
@@ -41,8 +45,10 @@ pub fn certificate_of(host: &str) -> Result<Fingerprint, ClientError> {
 }
 
 const TCP_REMEDY: &str = "check that it is on, that its address is right and that this network reaches it";
-const TLS_REMEDY: &str = "something answers there that does not speak TLS 1.3 as a Keelson host does; check address and port";
-const LOCAL_REMEDY: &str = "the host agent is not running, or this user may not reach it; run as root on a Keelson host";
+const TLS_REMEDY: &str =
+    "something answers there that does not speak TLS 1.3 as a Keelson host does; check address and port";
+const LOCAL_REMEDY: &str =
+    "the host agent is not running, or this user may not reach it; run as root on a Keelson host";
 
 /// `https://HOST[:PORT]` for what a person wrote.
 pub(super) fn base_of(host: &str) -> Result<String, ClientError> {
@@ -101,11 +107,21 @@ impl ServerCertVerifier for Pinned {
         }
     }
 
-    fn verify_tls12_signature(&self, _: &[u8], _: &CertificateDer<'_>, _: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         Err(rustls::PeerIncompatible::ServerDoesNotSupportTls12Or13.into())
     }
 
-    fn verify_tls13_signature(&self, message: &[u8], cert: &CertificateDer<'_>, dss: &DigitallySignedStruct) -> Result<HandshakeSignatureValid, rustls::Error> {
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
         verify_tls13_signature(message, cert, dss, &self.provider.signature_verification_algorithms)
     }
 
@@ -147,7 +163,12 @@ fn tcp(addrs: impl IntoIterator<Item = std::net::SocketAddr>, timeout: Duration)
     Err(last)
 }
 
-fn handshake(config: Arc<ClientConfig>, name: ServerName<'static>, mut socket: TcpStream, timeout: Duration) -> io::Result<(ClientConnection, TcpStream)> {
+fn handshake(
+    config: Arc<ClientConfig>,
+    name: ServerName<'static>,
+    mut socket: TcpStream,
+    timeout: Duration,
+) -> io::Result<(ClientConnection, TcpStream)> {
     let mut tls = ClientConnection::new(config, name).map_err(io::Error::other)?;
     socket.set_read_timeout(Some(timeout))?;
     socket.set_write_timeout(Some(timeout))?;
@@ -182,19 +203,23 @@ impl HostConnector {
     fn open(&self, details: &ConnectionDetails<'_>) -> Result<Link, Connecting> {
         match &self.to {
             To::Local(path) => {
-                let socket = UnixStream::connect(path).map_err(|source| Connecting::Failed { remedy: LOCAL_REMEDY, source })?;
+                let socket = UnixStream::connect(path)
+                    .map_err(|source| Connecting::Failed { remedy: LOCAL_REMEDY, source })?;
                 Ok(Link::Local(socket))
             }
             To::Tls(pin) => {
                 let timeout = details.timeout.not_zero().map_or(CONNECT, |t| *t);
-                let socket = tcp(details.addrs.iter().copied(), timeout).map_err(|source| Connecting::Failed { remedy: TCP_REMEDY, source })?;
+                let socket = tcp(details.addrs.iter().copied(), timeout)
+                    .map_err(|source| Connecting::Failed { remedy: TCP_REMEDY, source })?;
                 let wrong = |source| Connecting::Failed { remedy: TLS_REMEDY, source };
                 let (config, seen) = tls_config(Some(*pin)).map_err(wrong)?;
                 let name = server_name(details.uri.host().unwrap_or_default()).map_err(wrong)?;
                 match handshake(config, name, socket, timeout) {
                     Ok((tls, socket)) => Ok(Link::Tls(Box::new(tls), socket)),
                     Err(e) => match seen.lock().ok().and_then(|seen| *seen) {
-                        Some(found) if found != *pin => Err(Connecting::Mismatch(Mismatch { expected: *pin, found })),
+                        Some(found) if found != *pin => {
+                            Err(Connecting::Mismatch(Mismatch { expected: *pin, found }))
+                        }
                         _ => Err(wrong(e)),
                     },
                 }
@@ -206,9 +231,14 @@ impl HostConnector {
 impl Connector<()> for HostConnector {
     type Out = HostTransport;
 
-    fn connect(&self, details: &ConnectionDetails<'_>, _: Option<()>) -> Result<Option<HostTransport>, ureq::Error> {
+    fn connect(
+        &self,
+        details: &ConnectionDetails<'_>,
+        _: Option<()>,
+    ) -> Result<Option<HostTransport>, ureq::Error> {
         let link = self.open(details).map_err(|e| ureq::Error::Other(Box::new(e)))?;
-        let buffers = LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
+        let buffers =
+            LazyBuffers::new(details.config.input_buffer_size(), details.config.output_buffer_size());
         Ok(Some(HostTransport { link, buffers, gone: Arc::clone(&self.gone) }))
     }
 }
@@ -218,7 +248,12 @@ impl Connector<()> for HostConnector {
 pub(super) struct NoLookup;
 
 impl Resolver for NoLookup {
-    fn resolve(&self, _: &Uri, _: &ureq::config::Config, _: NextTimeout) -> Result<ResolvedSocketAddrs, ureq::Error> {
+    fn resolve(
+        &self,
+        _: &Uri,
+        _: &ureq::config::Config,
+        _: NextTimeout,
+    ) -> Result<ResolvedSocketAddrs, ureq::Error> {
         let mut addrs = self.empty();
         addrs.push(std::net::SocketAddr::from(([127, 0, 0, 1], 80)));
         Ok(addrs)
@@ -234,8 +269,12 @@ enum Link {
 impl Link {
     fn set_timeouts(&self, timeout: Option<Duration>) -> io::Result<()> {
         match self {
-            Self::Local(socket) => socket.set_read_timeout(timeout).and_then(|()| socket.set_write_timeout(timeout)),
-            Self::Tls(_, socket) => socket.set_read_timeout(timeout).and_then(|()| socket.set_write_timeout(timeout)),
+            Self::Local(socket) => {
+                socket.set_read_timeout(timeout).and_then(|()| socket.set_write_timeout(timeout))
+            }
+            Self::Tls(_, socket) => {
+                socket.set_read_timeout(timeout).and_then(|()| socket.set_write_timeout(timeout))
+            }
         }
     }
 
@@ -288,7 +327,8 @@ impl Link {
                         Ok(0) => break false,
                         // Session tickets come by themselves.
                         Ok(_) => match tls.process_new_packets() {
-                            Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {}
+                            Ok(state) if state.plaintext_bytes_to_read() == 0 && !state.peer_has_closed() => {
+                            }
                             _ => break false,
                         },
                         Err(e) => break e.kind() == io::ErrorKind::WouldBlock,

@@ -37,7 +37,9 @@ pub enum ClientError {
         source: Box<dyn Error + Send + Sync>,
     },
     /// The connection broke, or the answer did not come in time: whether the request was carried out is not known.
-    #[error("{host} did not answer {request}; whether it was carried out is not known, so look before repeating it")]
+    #[error(
+        "{host} did not answer {request}; whether it was carried out is not known, so look before repeating it"
+    )]
     NoAnswer {
         /// The host.
         host: String,
@@ -96,7 +98,8 @@ impl ClientError {
         Self::Unreachable {
             host: doing.host.clone(),
             request: doing.request.clone(),
-            remedy: "the request cannot be written as HTTP; a token must be one line of printable characters".into(),
+            remedy: "the request cannot be written as HTTP; a token must be one line of printable characters"
+                .into(),
             source: Box::new(source),
         }
     }
@@ -106,18 +109,31 @@ impl ClientError {
         match error {
             ureq::Error::Other(inner) => match inner.downcast::<Connecting>() {
                 Ok(connecting) => match *connecting {
-                    Connecting::Mismatch(Mismatch { expected, found }) => Self::FingerprintMismatch { host, expected, found },
-                    Connecting::Failed { remedy, source } => Self::Unreachable { host, request, remedy: remedy.into(), source: Box::new(source) },
+                    Connecting::Mismatch(Mismatch { expected, found }) => {
+                        Self::FingerprintMismatch { host, expected, found }
+                    }
+                    Connecting::Failed { remedy, source } => {
+                        Self::Unreachable { host, request, remedy: remedy.into(), source: Box::new(source) }
+                    }
                 },
                 Err(inner) => Self::NoAnswer { host, request, source: inner },
             },
-            error @ ureq::Error::HostNotFound => {
-                Self::Unreachable { host, request, remedy: "its name is not known here; check it, or give its address".into(), source: Box::new(error) }
+            error @ ureq::Error::HostNotFound => Self::Unreachable {
+                host,
+                request,
+                remedy: "its name is not known here; check it, or give its address".into(),
+                source: Box::new(error),
+            },
+            error @ (ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect)
+            | ureq::Error::ConnectionFailed) => Self::Unreachable {
+                host,
+                request,
+                remedy: "it did not answer in time; check that it is on and on this network".into(),
+                source: Box::new(error),
+            },
+            error @ ureq::Error::Protocol(_) => {
+                Self::NotKeelson { host, why: format!("its answer to {request} is not HTTP: {error}") }
             }
-            error @ (ureq::Error::Timeout(ureq::Timeout::Resolve | ureq::Timeout::Connect) | ureq::Error::ConnectionFailed) => {
-                Self::Unreachable { host, request, remedy: "it did not answer in time; check that it is on and on this network".into(), source: Box::new(error) }
-            }
-            error @ ureq::Error::Protocol(_) => Self::NotKeelson { host, why: format!("its answer to {request} is not HTTP: {error}") },
             error => Self::NoAnswer { host, request, source: Box::new(error) },
         }
     }

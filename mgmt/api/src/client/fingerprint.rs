@@ -52,7 +52,10 @@ impl FromStr for Fingerprint {
         let mut bytes = [0; 32];
         for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
             let nibble = |b: &u8| (*b as char).to_digit(16);
-            let (Some(high), Some(low)) = (pair.first().and_then(nibble), pair.last().and_then(nibble)) else { return Err(wrong()) };
+            let (Some(high), Some(low)) = (pair.first().and_then(nibble), pair.last().and_then(nibble))
+            else {
+                return Err(wrong());
+            };
             *byte = u8::try_from(high * 16 + low).map_err(|_| wrong())?;
         }
         Ok(Self(bytes))

@@ -108,9 +108,20 @@ impl Client {
 
     /// Sends a request and returns the reply if its status is a success, else the host's
     /// problem. `wait` is what the host may take beyond the usual.
-    fn send(&self, agent: &Agent, method: Method, path: &str, body: Payload<'_>, wait: Duration) -> Result<Response<Body>, ClientError> {
-        let doing = Doing { host: self.host(), request: format!("{method} {}", path.split('?').next().unwrap_or(path)) };
-        let mut request = Request::builder().method(method).uri(format!("{}{}{path}", self.base, crate::BASE));
+    fn send(
+        &self,
+        agent: &Agent,
+        method: Method,
+        path: &str,
+        body: Payload<'_>,
+        wait: Duration,
+    ) -> Result<Response<Body>, ClientError> {
+        let doing = Doing {
+            host: self.host(),
+            request: format!("{method} {}", path.split('?').next().unwrap_or(path)),
+        };
+        let mut request =
+            Request::builder().method(method).uri(format!("{}{}{path}", self.base, crate::BASE));
         if let Some(token) = &self.token {
             request = request.header("Authorization", format!("Bearer {token}"));
         }
@@ -138,29 +149,64 @@ impl Client {
             return Ok(reply);
         }
         let status = reply.status().as_u16();
-        let text = reply.body_mut().with_config().limit(MAX_REPLY).lossy_utf8(true).read_to_string().map_err(|e| ClientError::of(&doing, e))?;
+        let text = reply
+            .body_mut()
+            .with_config()
+            .limit(MAX_REPLY)
+            .lossy_utf8(true)
+            .read_to_string()
+            .map_err(|e| ClientError::of(&doing, e))?;
         match serde_json::from_str::<Problem>(&text) {
             Ok(problem) => Err(ClientError::Problem(Box::new(problem))),
-            Err(_) => Err(ClientError::NotKeelson { host: doing.host, why: format!("it answered {} with status {status}, and without a problem that says why", doing.request) }),
+            Err(_) => Err(ClientError::NotKeelson {
+                host: doing.host,
+                why: format!(
+                    "it answered {} with status {status}, and without a problem that says why",
+                    doing.request
+                ),
+            }),
         }
     }
 
     /// A call whose reply is JSON.
-    fn call<T: DeserializeOwned>(&self, method: Method, path: &str, body: Payload<'_>) -> Result<T, ClientError> {
+    fn call<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Payload<'_>,
+    ) -> Result<T, ClientError> {
         self.call_waiting(method, path, body, Duration::ZERO)
     }
 
     /// The same, for one that the host answers only after up to `wait`.
-    fn call_waiting<T: DeserializeOwned>(&self, method: Method, path: &str, body: Payload<'_>, wait: Duration) -> Result<T, ClientError> {
+    fn call_waiting<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Payload<'_>,
+        wait: Duration,
+    ) -> Result<T, ClientError> {
         let request = format!("{method} {}", path.split('?').next().unwrap_or(path));
         let reply = self.send(&self.agent, method, path, body, wait)?;
         self.decode(&request, reply)
     }
 
-    fn decode<T: DeserializeOwned>(&self, request: &str, mut reply: Response<Body>) -> Result<T, ClientError> {
+    fn decode<T: DeserializeOwned>(
+        &self,
+        request: &str,
+        mut reply: Response<Body>,
+    ) -> Result<T, ClientError> {
         let doing = Doing { host: self.host(), request: request.into() };
-        let bytes = reply.body_mut().with_config().limit(MAX_REPLY).read_to_vec().map_err(|e| ClientError::of(&doing, e))?;
-        serde_json::from_slice(&bytes).map_err(|e| ClientError::NotKeelson { host: doing.host, why: format!("its answer to {request} is not what this version expects: {e}") })
+        let bytes = reply
+            .body_mut()
+            .with_config()
+            .limit(MAX_REPLY)
+            .read_to_vec()
+            .map_err(|e| ClientError::of(&doing, e))?;
+        serde_json::from_slice(&bytes).map_err(|e| ClientError::NotKeelson {
+            host: doing.host,
+            why: format!("its answer to {request} is not what this version expects: {e}"),
+        })
     }
 
     /// A call whose reply is empty.
@@ -208,10 +254,14 @@ fn agent(endpoint: &Endpoint, gone: Arc<AtomicBool>) -> Agent {
         .output_buffer_size(64 * 1024)
         .build();
     match endpoint {
-        Endpoint::Https { pin, .. } => {
-            Agent::with_parts(config, HostConnector::tls(*pin, gone), ureq::unversioned::resolver::DefaultResolver::default())
+        Endpoint::Https { pin, .. } => Agent::with_parts(
+            config,
+            HostConnector::tls(*pin, gone),
+            ureq::unversioned::resolver::DefaultResolver::default(),
+        ),
+        Endpoint::Local(path) => {
+            Agent::with_parts(config, HostConnector::local(path.clone(), gone), NoLookup)
         }
-        Endpoint::Local(path) => Agent::with_parts(config, HostConnector::local(path.clone(), gone), NoLookup),
     }
 }
 

@@ -28,7 +28,8 @@ fn read_request(stream: &mut impl Read) -> Option<Got> {
         }
         head.push_str(&field.to_lowercase());
     }
-    let length = head.lines().find_map(|l| l.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
+    let length =
+        head.lines().find_map(|l| l.strip_prefix("content-length: ")).map_or(0, |n| n.parse().unwrap());
     let mut body = vec![0; length];
     reader.read_exact(&mut body).ok()?;
     Some(Got { line: line.trim_end().into(), head, body })
@@ -68,7 +69,11 @@ fn serve(answers: Vec<String>) -> (tempfile::TempDir, Client, Receiver<Got>) {
 #[test]
 fn requests_carry_path_token_and_body() {
     let token = r#"{"token":"s3cret","idle_timeout_s":900}"#;
-    let (_dir, client, told) = serve(vec![reply("201 Created", "application/json", token), json("[]"), reply("204 No Content", "text/plain", "")]);
+    let (_dir, client, told) = serve(vec![
+        reply("201 Created", "application/json", token),
+        json("[]"),
+        reply("204 No Content", "text/plain", ""),
+    ]);
     let session = client.login(&Login { username: "root".into(), password: "pass word".into() }).unwrap();
     let client = client.with_token(session.token);
     assert_eq!(client.files("data store", "isos/new").unwrap(), []);
@@ -76,7 +81,11 @@ fn requests_carry_path_token_and_body() {
 
     let login = told.recv().unwrap();
     assert_eq!(login.line, "POST /api/v1/sessions HTTP/1.1");
-    assert!(login.head.contains("content-type: application/json\r\n") && !login.head.contains("authorization"), "{}", login.head);
+    assert!(
+        login.head.contains("content-type: application/json\r\n") && !login.head.contains("authorization"),
+        "{}",
+        login.head
+    );
     assert_eq!(login.body, br#"{"username":"root","password":"pass word"}"#);
     let files = told.recv().unwrap();
     assert_eq!(files.line, "GET /api/v1/datastores/data%20store/files?path=isos%2Fnew HTTP/1.1");
@@ -90,7 +99,9 @@ use uuid::Uuid;
 
 #[test]
 fn a_problem_comes_through_whole() {
-    let problem = Problem::new(Fault::InvalidArgument, "a VM has at least one vCPU").field("vcpus").remedy("give 1 or more");
+    let problem = Problem::new(Fault::InvalidArgument, "a VM has at least one vCPU")
+        .field("vcpus")
+        .remedy("give 1 or more");
     let text = serde_json::to_string(&problem).unwrap();
     let (_dir, client, _told) = serve(vec![reply("400 Bad Request", "application/problem+json", &text)]);
     match client.vms() {
@@ -101,7 +112,11 @@ fn a_problem_comes_through_whole() {
 
 #[test]
 fn what_is_no_keelson_is_said_to_be_none() {
-    let answers = vec![reply("502 Bad Gateway", "text/html", "<h1>oops</h1>"), json(r#"{"hello":1}"#), "SSH-2.0-OpenSSH\r\n".into()];
+    let answers = vec![
+        reply("502 Bad Gateway", "text/html", "<h1>oops</h1>"),
+        json(r#"{"hello":1}"#),
+        "SSH-2.0-OpenSSH\r\n".into(),
+    ];
     let (_dir, client, _told) = serve(answers);
     for _ in 0..3 {
         match client.identity() {
@@ -167,8 +182,12 @@ fn a_refusal_in_the_middle_of_an_upload_is_heard() {
         let (mut stream, _) = listener.accept().unwrap();
         let mut some = [0; 4096];
         stream.read_exact(&mut some).unwrap();
-        let problem = serde_json::to_string(&Problem::new(Fault::NoDiskSpace, "[d] x: the datastore has 3 bytes left")).unwrap();
-        stream.write_all(reply("507 Insufficient Storage", "application/problem+json", &problem).as_bytes()).unwrap();
+        let problem =
+            serde_json::to_string(&Problem::new(Fault::NoDiskSpace, "[d] x: the datastore has 3 bytes left"))
+                .unwrap();
+        stream
+            .write_all(reply("507 Insufficient Storage", "application/problem+json", &problem).as_bytes())
+            .unwrap();
         // Closed with most of the body unread.
     });
     let mut zeros = std::io::repeat(0);
@@ -225,7 +244,9 @@ fn a_task_is_waited_for() {
 
 #[test]
 fn log_queries_are_written_out() {
-    let (_dir, client, told) = serve(vec![json(r#"[{"seq":7,"time":"2026-01-01T00:00:00Z","source":"netd","level":"info","text":"up"}]"#)]);
+    let (_dir, client, told) = serve(vec![json(
+        r#"[{"seq":7,"time":"2026-01-01T00:00:00Z","source":"netd","level":"info","text":"up"}]"#,
+    )]);
     let lines = client.logs(&LogQuery { since: 7, max: Some(10), source: Some("dcui/tty1".into()) }).unwrap();
     assert!(matches!(lines.as_slice(), [LogLine { seq: 7, .. }]));
     assert_eq!(told.recv().unwrap().line, "GET /api/v1/logs?since=7&max=10&source=dcui%2Ftty1 HTTP/1.1");
@@ -236,12 +257,13 @@ fn serve_tls(answer: String) -> (u16, Fingerprint) {
     let made = rcgen::generate_simple_self_signed(vec!["keelson".into()]).unwrap();
     let print = Fingerprint::of(made.cert.der());
     let key = rustls::pki_types::PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
-    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![made.cert.der().clone()], key)
-        .unwrap();
+    let config =
+        rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key)
+            .unwrap();
     let config = Arc::new(config);
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -249,7 +271,8 @@ fn serve_tls(answer: String) -> (u16, Fingerprint) {
         for socket in listener.incoming() {
             let (config, answer) = (Arc::clone(&config), answer.clone());
             thread::spawn(move || {
-                let mut stream = rustls::StreamOwned::new(rustls::ServerConnection::new(config).unwrap(), socket.unwrap());
+                let mut stream =
+                    rustls::StreamOwned::new(rustls::ServerConnection::new(config).unwrap(), socket.unwrap());
                 while read_request(&mut stream).is_some() {
                     stream.write_all(answer.as_bytes()).unwrap();
                 }
@@ -272,11 +295,18 @@ fn trust_is_on_first_use_and_then_kept() {
     let other = Fingerprint([7; 32]);
     let error = Client::https(&host, other).unwrap().health().unwrap_err();
     match &error {
-        ClientError::FingerprintMismatch { expected, found, .. } => assert_eq!((*expected, *found), (other, print)),
+        ClientError::FingerprintMismatch { expected, found, .. } => {
+            assert_eq!((*expected, *found), (other, print))
+        }
         wrong => panic!("{wrong:?}"),
     }
     let text = error.to_string();
-    assert!(text.contains("HAS CHANGED") && text.contains(&print.to_string()) && text.contains(&other.to_string()), "{text}");
+    assert!(
+        text.contains("HAS CHANGED")
+            && text.contains(&print.to_string())
+            && text.contains(&other.to_string()),
+        "{text}"
+    );
 }
 
 #[test]
@@ -289,9 +319,15 @@ fn what_speaks_no_tls_is_said_so() {
         }
     });
     let error = certificate_of(&host).unwrap_err();
-    assert!(matches!(error, ClientError::Unreachable { .. }) && error.to_string().contains("TLS 1.3"), "{error:?}");
+    assert!(
+        matches!(error, ClientError::Unreachable { .. }) && error.to_string().contains("TLS 1.3"),
+        "{error:?}"
+    );
     let error = Client::https(&host, Fingerprint([0; 32])).unwrap().health().unwrap_err();
-    assert!(matches!(error, ClientError::Unreachable { .. }) && error.to_string().contains("TLS 1.3"), "{error:?}");
+    assert!(
+        matches!(error, ClientError::Unreachable { .. }) && error.to_string().contains("TLS 1.3"),
+        "{error:?}"
+    );
 }
 
 #[test]

@@ -18,7 +18,14 @@ const FLUSH: Duration = Duration::from_secs(600);
 
 impl Client {
     /// Uploads exactly `length` bytes from `from` as a file. `progress` is called with the count of bytes sent so far.
-    pub fn upload(&self, datastore: &str, path: &str, from: &mut dyn Read, length: u64, progress: &mut dyn FnMut(u64)) -> Result<FileEntry, ClientError> {
+    pub fn upload(
+        &self,
+        datastore: &str,
+        path: &str,
+        from: &mut dyn Read,
+        length: u64,
+        progress: &mut dyn FnMut(u64),
+    ) -> Result<FileEntry, ClientError> {
         // A connection of its own: when the host refuses half-way, that is known of this one only.
         let gone = Arc::new(AtomicBool::new(false));
         let agent = agent(&self.endpoint, Arc::clone(&gone));
@@ -26,20 +33,39 @@ impl Client {
         let request = file_path(datastore, path);
         let sent = self.send(&agent, Method::PUT, &request, Payload::Stream(&mut source, length), FLUSH);
         if let Some(cause) = source.failed {
-            return Err(ClientError::Local { what: format!("what was to be uploaded as [{datastore}] {path} could not be read to its end"), source: cause });
+            return Err(ClientError::Local {
+                what: format!("what was to be uploaded as [{datastore}] {path} could not be read to its end"),
+                source: cause,
+            });
         }
         self.decode("PUT of a file", sent?)
     }
 
     /// Downloads a file. Returns its length, when the host says it, and a reader of its bytes.
-    pub fn download(&self, datastore: &str, path: &str) -> Result<(Option<u64>, impl Read + Send + use<>), ClientError> {
-        let reply = self.send(&self.agent, Method::GET, &file_path(datastore, path), Payload::Nothing, Duration::ZERO)?;
+    pub fn download(
+        &self,
+        datastore: &str,
+        path: &str,
+    ) -> Result<(Option<u64>, impl Read + Send + use<>), ClientError> {
+        let reply = self.send(
+            &self.agent,
+            Method::GET,
+            &file_path(datastore, path),
+            Payload::Nothing,
+            Duration::ZERO,
+        )?;
         let body = reply.into_body();
         Ok((body.content_length(), body.into_with_config().limit(u64::MAX).reader()))
     }
 
     /// Downloads a file into `to`; returns how many bytes. A file that ends early is an error.
-    pub fn download_to(&self, datastore: &str, path: &str, to: &mut dyn Write, progress: &mut dyn FnMut(u64, Option<u64>)) -> Result<u64, ClientError> {
+    pub fn download_to(
+        &self,
+        datastore: &str,
+        path: &str,
+        to: &mut dyn Write,
+        progress: &mut dyn FnMut(u64, Option<u64>),
+    ) -> Result<u64, ClientError> {
         let (length, mut reader) = self.download(datastore, path)?;
         let doing = Doing { host: self.host(), request: format!("GET {}", file_path(datastore, path)) };
         let mut buffer = vec![0; 256 * 1024];
@@ -50,29 +76,52 @@ impl Client {
                 Ok(n) => n,
                 Err(e) => return Err(ClientError::of(&doing, ureq::Error::Io(e))),
             };
-            to.write_all(buffer.get(..n).unwrap_or_default())
-                .map_err(|source| ClientError::Local { what: format!("[{datastore}] {path} could not be written here"), source })?;
+            to.write_all(buffer.get(..n).unwrap_or_default()).map_err(|source| ClientError::Local {
+                what: format!("[{datastore}] {path} could not be written here"),
+                source,
+            })?;
             done += n as u64;
             progress(done, length);
         }
         match length {
-            Some(length) if length != done => {
-                Err(ClientError::of(&doing, ureq::Error::Io(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{done} of {length} bytes came")))))
-            }
+            Some(length) if length != done => Err(ClientError::of(
+                &doing,
+                ureq::Error::Io(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    format!("{done} of {length} bytes came"),
+                )),
+            )),
             _ => Ok(done),
         }
     }
 
     /// What a VM's serial port printed lately.
     pub fn console_log(&self, id: Uuid) -> Result<Vec<u8>, ClientError> {
-        let mut reply = self.send(&self.agent, Method::GET, &format!("/vms/{id}/console/log"), Payload::Nothing, Duration::ZERO)?;
+        let mut reply = self.send(
+            &self.agent,
+            Method::GET,
+            &format!("/vms/{id}/console/log"),
+            Payload::Nothing,
+            Duration::ZERO,
+        )?;
         let doing = Doing { host: self.host(), request: "GET of a console log".into() };
-        reply.body_mut().with_config().limit(super::MAX_REPLY).read_to_vec().map_err(|e| ClientError::of(&doing, e))
+        reply
+            .body_mut()
+            .with_config()
+            .limit(super::MAX_REPLY)
+            .read_to_vec()
+            .map_err(|e| ClientError::of(&doing, e))
     }
 
     /// What a VM's serial port printed lately, then what it prints, until the VM is off. A read waits without limit.
     pub fn console_stream(&self, id: Uuid) -> Result<impl Read + Send + use<>, ClientError> {
-        let reply = self.send(&self.agent, Method::GET, &format!("/vms/{id}/console/stream"), Payload::Nothing, Duration::ZERO)?;
+        let reply = self.send(
+            &self.agent,
+            Method::GET,
+            &format!("/vms/{id}/console/stream"),
+            Payload::Nothing,
+            Duration::ZERO,
+        )?;
         Ok(reply.into_body().into_with_config().limit(u64::MAX).reader())
     }
 }
@@ -101,7 +150,12 @@ impl Read for Source<'_> {
             match self.from.read(room) {
                 Ok(n) if n > 0 => n,
                 ended => {
-                    let cause = ended.err().unwrap_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, format!("it ended after {} of {} bytes", self.sent, self.length)));
+                    let cause = ended.err().unwrap_or_else(|| {
+                        io::Error::new(
+                            io::ErrorKind::UnexpectedEof,
+                            format!("it ended after {} of {} bytes", self.sent, self.length),
+                        )
+                    });
                     let told = io::Error::new(cause.kind(), cause.to_string());
                     self.failed = Some(cause);
                     return Err(told);

@@ -83,7 +83,10 @@ mod tests {
         let token = sessions.open(now).unwrap();
         let almost = now + IDLE - Duration::from_secs(1);
         assert!(sessions.touch(&token, almost).is_some());
-        assert!(sessions.touch(&token, almost + IDLE - Duration::from_secs(1)).is_some(), "use keeps it open");
+        assert!(
+            sessions.touch(&token, almost + IDLE - Duration::from_secs(1)).is_some(),
+            "use keeps it open"
+        );
         assert!(sessions.touch(&token, almost + IDLE * 2).is_none());
         assert!(sessions.touch("keelson-session-", now).is_none());
     }

@@ -58,10 +58,20 @@ impl Account {
                     }
                     log::info!("root's password is that of the host word root_hash");
                 }
-                Err(e) => conditions.set("word-ignored", format!("the host word root_hash is ignored: {e}"), "give an argon2id hash in PHC form, or set the password at the console"),
+                Err(e) => conditions.set(
+                    "word-ignored",
+                    format!("the host word root_hash is ignored: {e}"),
+                    "give an argon2id hash in PHC form, or set the password at the console",
+                ),
             }
         }
-        Self { path, kept: Mutex::new(kept), sessions: Mutex::default(), hasher: Hasher::default(), throttle: Throttle::default() }
+        Self {
+            path,
+            kept: Mutex::new(kept),
+            sessions: Mutex::default(),
+            hasher: Hasher::default(),
+            throttle: Throttle::default(),
+        }
     }
 
     fn kept(&self) -> std::sync::MutexGuard<'_, Accounts> {
@@ -95,9 +105,16 @@ impl Account {
     }
 
     /// Compares credentials, after the wait that earlier failures of this sender earned. `wait` waits, and says whether to give up.
-    pub(crate) fn verify(&self, username: &str, password: &str, sender: Sender, wait: impl FnOnce(Duration) -> bool) -> Result<(), Problem> {
+    pub(crate) fn verify(
+        &self,
+        username: &str,
+        password: &str,
+        sender: Sender,
+        wait: impl FnOnce(Duration) -> bool,
+    ) -> Result<(), Problem> {
         let turn = self.throttle.begin(sender, Instant::now()).map_err(|TooMany(wait)| {
-            Problem::new(Fault::TooManyRequests, "too many attempts to log in are waiting from here").remedy(format!("try again in {} seconds", wait.as_secs()))
+            Problem::new(Fault::TooManyRequests, "too many attempts to log in are waiting from here")
+                .remedy(format!("try again in {} seconds", wait.as_secs()))
         })?;
         if wait(turn) {
             self.throttle.ended(sender, None, Instant::now());
@@ -110,14 +127,20 @@ impl Account {
         if right {
             Ok(())
         } else {
-            log::warn!("wrong credentials from {}", sender.map_or("the local socket".to_owned(), |peer| peer.to_string()));
+            log::warn!(
+                "wrong credentials from {}",
+                sender.map_or("the local socket".to_owned(), |peer| peer.to_string())
+            );
             Err(wrong())
         }
     }
 
     /// Opens a session for someone whose credentials were right.
     pub(crate) fn open_session(&self) -> Result<Session, Problem> {
-        let token = self.sessions().open(Instant::now()).map_err(|e| Problem::new(Fault::SystemError, e.to_string()))?;
+        let token = self
+            .sessions()
+            .open(Instant::now())
+            .map_err(|e| Problem::new(Fault::SystemError, e.to_string()))?;
         Ok(Session { token, idle_timeout_s: bearer::IDLE.as_secs() })
     }
 
@@ -129,9 +152,14 @@ impl Account {
     /// Sets the password; sessions other than `kept` end.
     pub(crate) fn set_password(&self, new: &str, kept: Option<SessionKey>) -> Result<(), Problem> {
         let hash = self.hasher.hash(new).map_err(|e| match e {
-            PasswordError::TooShort | PasswordError::TooLong | PasswordError::Control => Problem::new(Fault::InvalidArgument, format!("the new password cannot be used: {e}"))
-                .field("new")
-                .remedy(format!("use at least {} characters, without control characters", keelson_api::MIN_PASSWORD)),
+            PasswordError::TooShort | PasswordError::TooLong | PasswordError::Control => {
+                Problem::new(Fault::InvalidArgument, format!("the new password cannot be used: {e}"))
+                    .field("new")
+                    .remedy(format!(
+                        "use at least {} characters, without control characters",
+                        keelson_api::MIN_PASSWORD
+                    ))
+            }
             other => Problem::new(Fault::SystemError, format!("the password was not changed: {other}")),
         })?;
         self.change(|accounts| accounts.root = Some(hash.as_str().to_owned()))?;
@@ -143,22 +171,38 @@ impl Account {
     /// The issued tokens that have not ended.
     pub(crate) fn tokens(&self) -> Vec<Token> {
         let now = jiff::Timestamp::now();
-        self.kept().tokens.iter().map(|t| t.about.clone()).filter(|t| t.expires.is_none_or(|end| now < end)).collect()
+        self.kept()
+            .tokens
+            .iter()
+            .map(|t| t.about.clone())
+            .filter(|t| t.expires.is_none_or(|end| now < end))
+            .collect()
     }
 
     /// Issues a token.
     pub(crate) fn issue(&self, new: &NewToken) -> Result<IssuedToken, Problem> {
         let bad = |field, why: &str| Err(Problem::new(Fault::InvalidArgument, why.to_owned()).field(field));
-        if new.name.trim().is_empty() || new.name.chars().count() > 64 || new.name.chars().any(char::is_control) {
+        if new.name.trim().is_empty()
+            || new.name.chars().count() > 64
+            || new.name.chars().any(char::is_control)
+        {
             return bad("name", "a token's name is 1 to 64 characters, without control characters");
         }
         let created = jiff::Timestamp::now();
-        let expires = match new.expires_in_s.map(|s| i64::try_from(s).ok().filter(|s| *s > 0).and_then(|s| created.checked_add(jiff::SignedDuration::from_secs(s)).ok())) {
+        let expires = match new.expires_in_s.map(|s| {
+            i64::try_from(s)
+                .ok()
+                .filter(|s| *s > 0)
+                .and_then(|s| created.checked_add(jiff::SignedDuration::from_secs(s)).ok())
+        }) {
             None => None,
             Some(Some(end)) => Some(end),
-            Some(None) => return bad("expires_in_s", "a token lasts at least a second and not beyond the year 9999"),
+            Some(None) => {
+                return bad("expires_in_s", "a token lasts at least a second and not beyond the year 9999");
+            }
         };
-        let token = bearer::new_token("keelson-token-").map_err(|e| Problem::new(Fault::SystemError, e.to_string()))?;
+        let token = bearer::new_token("keelson-token-")
+            .map_err(|e| Problem::new(Fault::SystemError, e.to_string()))?;
         let about = Token { id: Uuid::new_v4(), name: new.name.clone(), created, expires };
         let kept = KeptToken { sha256: crate::random::to_hex(&bearer::digest(&token)), about: about.clone() };
         let mut full = false;
@@ -170,7 +214,11 @@ impl Account {
             }
         })?;
         if full {
-            return Err(Problem::new(Fault::InsufficientResourcesFault, format!("there are {TOKENS} tokens already")).remedy("delete those that are not needed"));
+            return Err(Problem::new(
+                Fault::InsufficientResourcesFault,
+                format!("there are {TOKENS} tokens already"),
+            )
+            .remedy("delete those that are not needed"));
         }
         Ok(IssuedToken { token, about })
     }
@@ -201,12 +249,14 @@ impl Account {
 
 /// The one answer to no credentials and to wrong ones.
 pub(crate) fn wrong() -> Problem {
-    Problem::new(Fault::NotAuthenticated, "the credentials are wrong or missing").remedy("log in with POST /api/v1/sessions, or send a valid token")
+    Problem::new(Fault::NotAuthenticated, "the credentials are wrong or missing")
+        .remedy("log in with POST /api/v1/sessions, or send a valid token")
 }
 
 fn not_saved(error: &StoreError) -> Problem {
     let fault = if error.is_no_space() { Fault::NoDiskSpace } else { Fault::SystemError };
-    Problem::new(fault, format!("the account was not changed: {}", chain(error))).remedy("free space on the state partition, or look at the host's log")
+    Problem::new(fault, format!("the account was not changed: {}", chain(error)))
+        .remedy("free space on the state partition, or look at the host's log")
 }
 
 fn read(path: &Path, conditions: &Conditions) -> Accounts {
@@ -214,7 +264,11 @@ fn read(path: &Path, conditions: &Conditions) -> Accounts {
         Ok(Found::Good(accounts)) => accounts,
         Ok(Found::Missing) => Accounts::default(),
         Ok(Found::Previous { document, why }) => {
-            conditions.set("accounts-file", format!("{} cannot be used: {why}; its previous version is in force", path.display()), "an older password may count again: set it anew");
+            conditions.set(
+                "accounts-file",
+                format!("{} cannot be used: {why}; its previous version is in force", path.display()),
+                "an older password may count again: set it anew",
+            );
             document
         }
         Err(e) => {
@@ -263,7 +317,10 @@ mod tests {
         let (second, _) = account(dir.path(), None);
         assert_eq!(second.bearer(&backup.token), Some(Bearer::Issued("backup".into())));
         assert_eq!(second.tokens(), [backup.about.clone()]);
-        assert!(!std::fs::read_to_string(dir.path().join("accounts.toml")).unwrap().contains(&backup.token), "only its hash is kept");
+        assert!(
+            !std::fs::read_to_string(dir.path().join("accounts.toml")).unwrap().contains(&backup.token),
+            "only its hash is kept"
+        );
         assert_eq!(second.revoke(backup.about.id), Ok(true));
         assert_eq!(second.bearer(&backup.token), None);
     }

@@ -56,7 +56,8 @@ impl Hash {
             return Err(PasswordError::Incomplete);
         }
         let params = Params::try_from(&phc).map_err(|e| PasswordError::NotPhc(e.to_string()))?;
-        if params.m_cost() > COST_LIMIT.0 || params.t_cost() > COST_LIMIT.1 || params.p_cost() > COST_LIMIT.2 {
+        if params.m_cost() > COST_LIMIT.0 || params.t_cost() > COST_LIMIT.1 || params.p_cost() > COST_LIMIT.2
+        {
             return Err(PasswordError::TooCostly);
         }
         Ok(Self(text.to_owned()))
@@ -95,7 +96,8 @@ impl Hasher {
         let not_hashed = |e: &dyn std::fmt::Display| PasswordError::NotHashed(e.to_string());
         let params = Params::new(COST.0, COST.1, COST.2, None).map_err(|e| not_hashed(&e))?;
         let argon2 = Argon2::new(Algorithm::Argon2id, Version::V0x13, params);
-        let hash = self.one_of_few(|| argon2.hash_password(password.as_bytes())).map_err(|e| not_hashed(&e))?;
+        let hash =
+            self.one_of_few(|| argon2.hash_password(password.as_bytes())).map_err(|e| not_hashed(&e))?;
         Ok(Hash(hash.to_string()))
     }
 
@@ -109,7 +111,11 @@ impl Hasher {
             None => {
                 let mut out = [0; 32];
                 if let Ok(params) = Params::new(COST.0, COST.1, COST.2, None) {
-                    let _ = Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into(password.as_bytes(), &[0; 16], &mut out);
+                    let _ = Argon2::new(Algorithm::Argon2id, Version::V0x13, params).hash_password_into(
+                        password.as_bytes(),
+                        &[0; 16],
+                        &mut out,
+                    );
                 }
                 false
             }
@@ -156,7 +162,10 @@ mod tests {
         assert_eq!(hasher.hash("tab\tinside"), Err(PasswordError::Control));
         let salted = |head: &str| format!("{head}$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaGhhc2hoYXNo");
         assert!(Hash::parse(&salted("$argon2id$v=19$m=65536,t=3,p=4")).is_ok());
-        assert!(matches!(Hash::parse(&salted("$argon2i$v=19$m=65536,t=3,p=4")), Err(PasswordError::NotArgon2id(_))));
+        assert!(matches!(
+            Hash::parse(&salted("$argon2i$v=19$m=65536,t=3,p=4")),
+            Err(PasswordError::NotArgon2id(_))
+        ));
         assert_eq!(Hash::parse(&salted("$argon2id$v=19$m=4000000,t=3,p=4")), Err(PasswordError::TooCostly));
         assert_eq!(Hash::parse("$argon2id$v=19$m=65536,t=3,p=4"), Err(PasswordError::Incomplete));
         assert!(matches!(Hash::parse("secret"), Err(PasswordError::NotPhc(_))));

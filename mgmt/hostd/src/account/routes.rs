@@ -9,7 +9,8 @@ use crate::http::{Access, Method, Request, Response, Result, Router};
 
 /// Adds them.
 pub(crate) fn install(router: &mut Router, agent: &Arc<Agent>) {
-    router.route(Method::Get, "/healthz", Access::Public, |_, _| Response::ok(&Health { status: "ok".into() }));
+    router
+        .route(Method::Get, "/healthz", Access::Public, |_, _| Response::ok(&Health { status: "ok".into() }));
     let a = agent.clone();
     router.route(Method::Get, "/identity", Access::Public, move |_, _| Response::ok(&a.identity()));
     let a = agent.clone();
@@ -19,12 +20,15 @@ pub(crate) fn install(router: &mut Router, agent: &Arc<Agent>) {
         Response::json(201, &a.account.open_session()?)
     });
     let a = agent.clone();
-    router.route(Method::Delete, "/sessions/current", Access::Root, move |request, _| match request.session {
-        Some(key) => {
-            a.account.end_session(key);
-            Ok(Response::Empty(204))
+    router.route(Method::Delete, "/sessions/current", Access::Root, move |request, _| {
+        match request.session {
+            Some(key) => {
+                a.account.end_session(key);
+                Ok(Response::Empty(204))
+            }
+            None => Err(Problem::new(Fault::NotFound, "this request uses no session")
+                .remedy("issued tokens end with DELETE /api/v1/tokens/{id}")),
         }
-        None => Err(Problem::new(Fault::NotFound, "this request uses no session").remedy("issued tokens end with DELETE /api/v1/tokens/{id}")),
     });
     let a = agent.clone();
     router.route(Method::Get, "/tokens", Access::Root, move |_, _| Response::ok(&a.account.tokens()));
@@ -34,12 +38,17 @@ pub(crate) fn install(router: &mut Router, agent: &Arc<Agent>) {
         Response::json(201, &a.account.issue(&new)?)
     });
     let a = agent.clone();
-    router.route(Method::Delete, "/tokens/{id}", Access::Root, move |_, params| match a.account.revoke(params.uuid("id")?)? {
-        true => Ok(Response::Empty(204)),
-        false => Err(Problem::new(Fault::NotFound, format!("there is no token {}", params.get("id"))).remedy("GET /api/v1/tokens lists them")),
+    router.route(Method::Delete, "/tokens/{id}", Access::Root, move |_, params| {
+        match a.account.revoke(params.uuid("id")?)? {
+            true => Ok(Response::Empty(204)),
+            false => Err(Problem::new(Fault::NotFound, format!("there is no token {}", params.get("id")))
+                .remedy("GET /api/v1/tokens lists them")),
+        }
     });
     let a = agent.clone();
-    router.route(Method::Put, "/account/password", Access::Root, move |request, _| change_password(&a, request));
+    router.route(Method::Put, "/account/password", Access::Root, move |request, _| {
+        change_password(&a, request)
+    });
     let a = agent.clone();
     router.route(Method::Post, "/account/verify", Access::LocalOnly, move |request, _| {
         let login: Login = request.json()?;
@@ -48,7 +57,12 @@ pub(crate) fn install(router: &mut Router, agent: &Arc<Agent>) {
     });
 }
 
-fn check(agent: &Agent, username: &str, password: &str, request: &Request) -> std::result::Result<(), Problem> {
+fn check(
+    agent: &Agent,
+    username: &str,
+    password: &str,
+    request: &Request,
+) -> std::result::Result<(), Problem> {
     let gone = request.gone();
     agent.account.verify(username, password, request.peer, |time| gone.wait(time))
 }
@@ -57,11 +71,15 @@ fn change_password(agent: &Agent, request: &mut Request) -> Result {
     let change: PasswordChange = request.json()?;
     if agent.account.password_set() {
         let Some(current) = &change.current else {
-            return Err(Problem::new(Fault::InvalidArgument, "the present password is needed").field("current").remedy("send it as `current`"));
+            return Err(Problem::new(Fault::InvalidArgument, "the present password is needed")
+                .field("current")
+                .remedy("send it as `current`"));
         };
         // A wrong one is a fault of the request, not of its credentials: those were right.
         check(agent, keelson_api::ROOT, current, request).map_err(|problem| match problem.fault {
-            Fault::NotAuthenticated => Problem::new(Fault::InvalidArgument, "the present password is wrong").field("current").remedy("type it again"),
+            Fault::NotAuthenticated => Problem::new(Fault::InvalidArgument, "the present password is wrong")
+                .field("current")
+                .remedy("type it again"),
             _ => problem,
         })?;
     }

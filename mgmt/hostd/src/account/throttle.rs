@@ -131,12 +131,23 @@ impl State {
         }
         if self.senders.len() >= SENDERS && !self.senders.contains_key(&sender) {
             self.senders.retain(|_, r| !forgiven(r));
-            let oldest = self.senders.iter().filter(|(_, r)| r.under_way == 0).min_by_key(|(_, r)| r.seen).map(|(s, _)| *s);
+            let oldest = self
+                .senders
+                .iter()
+                .filter(|(_, r)| r.under_way == 0)
+                .min_by_key(|(_, r)| r.seen)
+                .map(|(s, _)| *s);
             if let Some(oldest) = oldest {
                 self.senders.remove(&oldest);
             }
         }
-        self.senders.entry(sender).or_insert(Record { failures: 0, under_way: 0, refusals: 0, turn: now, seen: now })
+        self.senders.entry(sender).or_insert(Record {
+            failures: 0,
+            under_way: 0,
+            refusals: 0,
+            turn: now,
+            seen: now,
+        })
     }
 }
 

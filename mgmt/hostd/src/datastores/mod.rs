@@ -37,7 +37,11 @@ impl Datastores {
     pub fn get(&self, name: &str) -> Result<&Arc<Datastore>, Problem> {
         self.stores.iter().find(|s| s.name() == name).ok_or_else(|| {
             let names: Vec<&str> = self.stores.iter().map(|s| s.name()).collect();
-            let remedy = if names.is_empty() { "this host has none: see its conditions".into() } else { format!("this host has: {}", names.join(", ")) };
+            let remedy = if names.is_empty() {
+                "this host has none: see its conditions".into()
+            } else {
+                format!("this host has: {}", names.join(", "))
+            };
             Problem::new(Fault::NotFound, format!("there is no datastore `{name}`")).remedy(remedy)
         })
     }
@@ -54,7 +58,10 @@ impl Datastores {
         match (name, self.stores.as_slice()) {
             (Some(name), _) => self.get(name).map_err(|e| e.field(field)),
             (None, [only]) => Ok(only),
-            (None, []) => Err(Problem::new(Fault::NotSupported, "this host has no datastore that can be used").remedy("see the host's conditions")),
+            (None, []) => {
+                Err(Problem::new(Fault::NotSupported, "this host has no datastore that can be used")
+                    .remedy("see the host's conditions"))
+            }
             (None, _) => Err(crate::problems::argument(field, "there are several datastores", "name one")),
         }
     }

@@ -56,11 +56,16 @@ impl DatastorePath {
     /// Reads `[datastore] dir/file`.
     pub fn parse(text: &str) -> Result<Self, PathError> {
         let no_datastore = || PathError::NoDatastore(text.chars().take(200).collect());
-        let (datastore, path) = text.strip_prefix('[').and_then(|rest| rest.split_once(']')).ok_or_else(no_datastore)?;
+        let (datastore, path) =
+            text.strip_prefix('[').and_then(|rest| rest.split_once(']')).ok_or_else(no_datastore)?;
         let path = path.strip_prefix(' ').unwrap_or(path);
         check_name(datastore).map_err(|_| no_datastore())?;
         let path = Self::on(datastore, path)?;
-        if path.parts.is_empty() { Err(PathError::NoFile(text.chars().take(200).collect())) } else { Ok(path) }
+        if path.parts.is_empty() {
+            Err(PathError::NoFile(text.chars().take(200).collect()))
+        } else {
+            Ok(path)
+        }
     }
 
     /// Reads `dir/file` as a path on `datastore`; an empty text is the datastore's own directory.
@@ -148,9 +153,26 @@ mod tests {
     #[test]
     fn paths_that_could_leave_the_datastore_are_refused() {
         let wrong = [
-            "", "file", "/etc/passwd", "[datastore1]", "[datastore1] ", "[datastore1] /etc/passwd", "[datastore1] ../x", "[datastore1] a/../../x",
-            "[datastore1] a//b", "[datastore1] a/", "[datastore1] ./a", "[datastore1] .keelson-datastore", "[datastore1] a/.hidden",
-            "[datastore1] a\0b", "[datastore1] a\nb", "[../x] a", "[] a", "[datastore1] a\\b", "[datastore1]  a", "[x] [y] z",
+            "",
+            "file",
+            "/etc/passwd",
+            "[datastore1]",
+            "[datastore1] ",
+            "[datastore1] /etc/passwd",
+            "[datastore1] ../x",
+            "[datastore1] a/../../x",
+            "[datastore1] a//b",
+            "[datastore1] a/",
+            "[datastore1] ./a",
+            "[datastore1] .keelson-datastore",
+            "[datastore1] a/.hidden",
+            "[datastore1] a\0b",
+            "[datastore1] a\nb",
+            "[../x] a",
+            "[] a",
+            "[datastore1] a\\b",
+            "[datastore1]  a",
+            "[x] [y] z",
         ];
         for text in wrong {
             assert!(DatastorePath::parse(text).is_err(), "{text:?}");

@@ -47,7 +47,9 @@ pub enum OpenError {
         source: io::Error,
     },
     /// Its identity cannot be read: it is left alone, since a new identity would make it another datastore.
-    #[error("the datastore {name} has a file {IDENTITY} that holds no UUID; restore it, or remove it to give the datastore a new identity")]
+    #[error(
+        "the datastore {name} has a file {IDENTITY} that holds no UUID; restore it, or remove it to give the datastore a new identity"
+    )]
     Identity {
         /// Its name.
         name: String,
@@ -67,11 +69,15 @@ impl Datastore {
     /// Opens the datastore at `root`, makes its directory and identity when they are missing, and removes unfinished uploads.
     /// Returns also the VMs whose making was cut off by the last end of the host agent; their files are removed.
     pub fn open(name: &str, root: &Path, kind: &'static str) -> Result<(Self, Vec<Uuid>), OpenError> {
-        let failed = |source: io::Error| OpenError::Directory { name: name.into(), root: root.to_owned(), source };
+        let failed =
+            |source: io::Error| OpenError::Directory { name: name.into(), root: root.to_owned(), source };
         std::fs::create_dir_all(root).map_err(failed)?;
         let directory = Directory::root(root).map_err(failed)?;
         let uuid = match directory.read(IDENTITY, 256) {
-            Ok(text) => std::str::from_utf8(&text).ok().and_then(|t| Uuid::parse_str(t.trim()).ok()).ok_or_else(|| OpenError::Identity { name: name.into() })?,
+            Ok(text) => std::str::from_utf8(&text)
+                .ok()
+                .and_then(|t| Uuid::parse_str(t.trim()).ok())
+                .ok_or_else(|| OpenError::Identity { name: name.into() })?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 let uuid = Uuid::new_v4();
                 directory.write(IDENTITY, format!("{uuid}\n").as_bytes()).map_err(failed)?;
@@ -91,12 +97,15 @@ impl Datastore {
 
     /// Its root directory, opened.
     pub fn directory(&self) -> Result<Directory, Problem> {
-        Directory::root(&self.root).map_err(|e| problems::file(format!("the datastore {} could not be opened", self.name), &e))
+        Directory::root(&self.root)
+            .map_err(|e| problems::file(format!("the datastore {} could not be opened", self.name), &e))
     }
 
     /// What is left on it.
     pub fn space(&self) -> Result<Space, Problem> {
-        let failed = |e: nix::errno::Errno| problems::file(format!("the datastore {} does not say how full it is", self.name), &e.into());
+        let failed = |e: nix::errno::Errno| {
+            problems::file(format!("the datastore {} does not say how full it is", self.name), &e.into())
+        };
         let stat = nix::sys::statvfs::statvfs(&self.root).map_err(failed)?;
         let block = stat.fragment_size();
         let capacity = stat.blocks().saturating_mul(block);
@@ -110,12 +119,20 @@ impl Datastore {
         let space = self.space();
         let accessible = space.is_ok();
         let Space { capacity, free } = space.unwrap_or(Space { capacity: 0, free: 0 });
-        Shown { name: self.name.clone(), uuid: self.uuid, kind: self.kind.into(), capacity_bytes: capacity, free_bytes: free, accessible }
+        Shown {
+            name: self.name.clone(),
+            uuid: self.uuid,
+            kind: self.kind.into(),
+            capacity_bytes: capacity,
+            free_bytes: free,
+            accessible,
+        }
     }
 
     /// Opens a regular file for reading or for both.
     pub fn open_file(&self, path: &DatastorePath, access: Access) -> Result<File, Problem> {
-        let (parents, name) = path.split().ok_or_else(|| super::PathError::NoFile(path.to_string()).problem())?;
+        let (parents, name) =
+            path.split().ok_or_else(|| super::PathError::NoFile(path.to_string()).problem())?;
         let opened = self.directory()?.descend(parents).and_then(|d| d.open(name, access));
         opened.map_err(|e| problems::file(format!("`{path}` could not be opened"), &e))
     }
@@ -139,13 +156,15 @@ impl Datastore {
     /// A regular file's content and length.
     pub fn download(&self, path: &DatastorePath) -> Result<(File, u64), Problem> {
         let file = self.open_file(path, Access::Read)?;
-        let length = file.metadata().map_err(|e| problems::file(format!("`{path}` could not be read"), &e))?.len();
+        let length =
+            file.metadata().map_err(|e| problems::file(format!("`{path}` could not be read"), &e))?.len();
         Ok((file, length))
     }
 
     /// Removes a file, or a directory that is empty.
     pub fn delete(&self, path: &DatastorePath) -> Result<(), Problem> {
-        let (parents, name) = path.split().ok_or_else(|| super::PathError::NoFile(path.to_string()).problem())?;
+        let (parents, name) =
+            path.split().ok_or_else(|| super::PathError::NoFile(path.to_string()).problem())?;
         let failed = |e: io::Error| problems::file(format!("`{path}` could not be deleted"), &e);
         let directory = self.directory()?.descend(parents).map_err(failed)?;
         match directory.meta(name).map_err(failed)?.map(|m| m.kind) {
@@ -166,13 +185,18 @@ impl Datastore {
         length: Option<u64>,
         may_replace: &dyn Fn() -> Result<(), Problem>,
     ) -> Result<FileEntry, Problem> {
-        let (parents, name) = path.split().ok_or_else(|| super::PathError::NoFile(path.to_string()).problem())?;
+        let (parents, name) =
+            path.split().ok_or_else(|| super::PathError::NoFile(path.to_string()).problem())?;
         let space = self.space()?;
         if let Some(length) = length
             && length > space.free
         {
-            let detail = format!("`{path}` of {length} bytes does not fit: {} bytes are free on {}", space.free, self.name);
-            return Err(Problem::new(Fault::NoDiskSpace, detail).remedy("delete files that are not needed, or use a larger datastore"));
+            let detail = format!(
+                "`{path}` of {length} bytes does not fit: {} bytes are free on {}",
+                space.free, self.name
+            );
+            return Err(Problem::new(Fault::NoDiskSpace, detail)
+                .remedy("delete files that are not needed, or use a larger datastore"));
         }
         may_replace()?;
         let failed = |e: io::Error| problems::file(format!("`{path}` could not be written"), &e);
@@ -255,7 +279,13 @@ fn entry(path: &DatastorePath, meta: &Meta) -> Option<FileEntry> {
     };
     let (seconds, nanoseconds) = meta.modified;
     let modified = jiff::Timestamp::new(seconds, nanoseconds).unwrap_or(jiff::Timestamp::UNIX_EPOCH);
-    Some(FileEntry { path: path.to_string(), kind, size_bytes: meta.size, allocated_bytes: meta.allocated, modified })
+    Some(FileEntry {
+        path: path.to_string(),
+        kind,
+        size_bytes: meta.size,
+        allocated_bytes: meta.allocated,
+        modified,
+    })
 }
 
 /// Removes what unfinished uploads and unfinished VMs left. Failures are logged: a leftover is no reason not to start.
@@ -301,7 +331,8 @@ mod tests {
     }
 
     fn names(dir: &Path) -> Vec<String> {
-        let mut names: Vec<_> = std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        let mut names: Vec<_> =
+            std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
         names.sort();
         names
     }
@@ -329,7 +360,10 @@ mod tests {
         let entry = store.upload(&path, &mut whole, Some(8), &|| Ok(())).unwrap();
         assert_eq!((entry.size_bytes, entry.path.as_str()), (8, "[d] a/b/file"));
         assert_eq!(store.list(&DatastorePath::on("d", "a/b").unwrap()).unwrap().len(), 1);
-        assert_eq!(store.delete(&DatastorePath::parse("[d] a").unwrap()).unwrap_err().fault, Fault::FileInUse);
+        assert_eq!(
+            store.delete(&DatastorePath::parse("[d] a").unwrap()).unwrap_err().fault,
+            Fault::FileInUse
+        );
         assert_eq!(names(&dir.path().join("a/b")), ["file"]);
     }
 

@@ -115,7 +115,8 @@ mod tests {
             }
         }
         let mut file = tempfile::tempfile().unwrap();
-        let told = receive(&path(), &mut (&b"abc"[..]).chain(Broken), &mut file, Some(9), &|| Ok(u64::MAX)).unwrap_err();
+        let told = receive(&path(), &mut (&b"abc"[..]).chain(Broken), &mut file, Some(9), &|| Ok(u64::MAX))
+            .unwrap_err();
         assert_eq!(told.fault, Fault::MalformedRequest);
         let told = receive(&path(), &mut &b"abc"[..], &mut file, Some(9), &|| Ok(u64::MAX)).unwrap_err();
         assert!(told.detail.contains("3 of 9"), "{}", told.detail);

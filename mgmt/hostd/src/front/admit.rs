@@ -37,8 +37,14 @@ impl From<Problem> for Refused {
 }
 
 /// Decides. `peer` is `None` for the local socket, whose callers are root.
-pub(crate) fn admit(head: &Head, peer: Option<IpAddr>, agent: &Agent, router: &Router) -> Result<Admitted, Refused> {
-    let resolved = below_base(&head.target.segments).map_or(Resolved::Nothing, |segments| router.resolve(head.method, segments));
+pub(crate) fn admit(
+    head: &Head,
+    peer: Option<IpAddr>,
+    agent: &Agent,
+    router: &Router,
+) -> Result<Admitted, Refused> {
+    let resolved = below_base(&head.target.segments)
+        .map_or(Resolved::Nothing, |segments| router.resolve(head.method, segments));
     let access = match &resolved {
         Resolved::Route { access, .. } => Some(*access),
         _ => None,
@@ -48,15 +54,29 @@ pub(crate) fn admit(head: &Head, peer: Option<IpAddr>, agent: &Agent, router: &R
         Resolved::Route { access, body, .. } => (access, body),
         Resolved::OtherMethods(allow) => {
             let names: Vec<&str> = allow.iter().map(|m| m.as_str()).collect();
-            let problem = Problem::new(Fault::MethodNotAllowed, format!("{} cannot be done with {}", head.method, head.target.canonical()));
-            return Err(Refused { problem: problem.remedy(format!("possible are: {}", names.join(", "))), allow, delay: Duration::ZERO });
+            let problem = Problem::new(
+                Fault::MethodNotAllowed,
+                format!("{} cannot be done with {}", head.method, head.target.canonical()),
+            );
+            return Err(Refused {
+                problem: problem.remedy(format!("possible are: {}", names.join(", "))),
+                allow,
+                delay: Duration::ZERO,
+            });
         }
         Resolved::Nothing => {
-            return Err(Problem::new(Fault::NotFound, format!("there is nothing at {}", head.target.canonical())).remedy("all paths begin with /api/v1/").into());
+            return Err(Problem::new(
+                Fault::NotFound,
+                format!("there is nothing at {}", head.target.canonical()),
+            )
+            .remedy("all paths begin with /api/v1/")
+            .into());
         }
     };
     if access == Access::LocalOnly && !caller.is_local() {
-        return Err(Problem::new(Fault::NoPermission, "this is served on the host's local socket only").into());
+        return Err(
+            Problem::new(Fault::NoPermission, "this is served on the host's local socket only").into()
+        );
     }
     let body_limit = match (body, access) {
         (BodyClass::Upload, _) => None,
@@ -69,7 +89,12 @@ pub(crate) fn admit(head: &Head, peer: Option<IpAddr>, agent: &Agent, router: &R
     }
 }
 
-fn who(head: &Head, peer: Option<IpAddr>, agent: &Agent, access: Option<Access>) -> Result<(Caller, Option<SessionKey>), Refused> {
+fn who(
+    head: &Head,
+    peer: Option<IpAddr>,
+    agent: &Agent,
+    access: Option<Access>,
+) -> Result<(Caller, Option<SessionKey>), Refused> {
     if peer.is_none() {
         return Ok((Caller::Root { who: "root (local)".into(), local: true }, None));
     }
@@ -77,8 +102,13 @@ fn who(head: &Head, peer: Option<IpAddr>, agent: &Agent, access: Option<Access>)
         return Ok((Caller::Anonymous, None));
     }
     if !agent.account.password_set() {
-        let problem = Problem::new(Fault::PasswordNotSet, "root has no password yet; until then the network is served identity and health only");
-        return Err(problem.remedy("set it at the host's console with F2, or give the host word root_hash at power-on").into());
+        let problem = Problem::new(
+            Fault::PasswordNotSet,
+            "root has no password yet; until then the network is served identity and health only",
+        );
+        return Err(problem
+            .remedy("set it at the host's console with F2, or give the host word root_hash at power-on")
+            .into());
     }
     let root = |who: String| Caller::Root { who, local: false };
     match &head.authorization {
@@ -98,5 +128,9 @@ fn who(head: &Head, peer: Option<IpAddr>, agent: &Agent, access: Option<Access>)
 
 /// A body that is too large.
 pub(crate) fn too_large(limit: u64) -> Problem {
-    Problem::new(Fault::RequestTooLarge, format!("the request's body is larger than the {limit} bytes that are taken here")).remedy("send less; files are uploaded with PUT /api/v1/datastores/{name}/files/{path}")
+    Problem::new(
+        Fault::RequestTooLarge,
+        format!("the request's body is larger than the {limit} bytes that are taken here"),
+    )
+    .remedy("send less; files are uploaded with PUT /api/v1/datastores/{name}/files/{path}")
 }

@@ -42,7 +42,9 @@ impl ResponseHead {
                 text.push_str(part);
             }
         };
-        if let Ok(date) = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now()) {
+        if let Ok(date) =
+            jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&jiff::Timestamp::now())
+        {
             field("Date", &date);
         }
         // Nothing here is a page, and nothing may be kept by a cache.
@@ -96,9 +98,21 @@ fn reason(status: u16) -> &'static str {
 }
 
 /// Sends a problem of the front's own. `method` is `None` when it is not known.
-pub(crate) fn problem(client: &mut Client, problem: &Problem, method: Option<Method>, allow: Vec<Method>, close: bool) -> io::Result<()> {
+pub(crate) fn problem(
+    client: &mut Client,
+    problem: &Problem,
+    method: Option<Method>,
+    allow: Vec<Method>,
+    close: bool,
+) -> io::Result<()> {
     let body = serde_json::to_vec(problem).map_err(io::Error::other)?;
-    let head = ResponseHead { status: problem.status, content_type: Some("application/problem+json".into()), body: ResponseBody::Length(body.len() as u64), allow, close };
+    let head = ResponseHead {
+        status: problem.status,
+        content_type: Some("application/problem+json".into()),
+        body: ResponseBody::Length(body.len() as u64),
+        allow,
+        close,
+    };
     let mut message = head.text().into_bytes();
     if method != Some(Method::Head) {
         message.extend(body);
@@ -138,7 +152,13 @@ fn inside_speaks(inner: BorrowedFd<'_>, client: BorrowedFd<'_>, hung_up: PollFla
 }
 
 /// Passes the inside's answer on, as it comes. `gone` is told when the client goes.
-pub(crate) fn pass_on(inner: &UnixStream, client: &mut Client, method: Method, close: bool, gone: &Gone) -> io::Result<Passed> {
+pub(crate) fn pass_on(
+    inner: &UnixStream,
+    client: &mut Client,
+    method: Method,
+    close: bool,
+    gone: &Gone,
+) -> io::Result<Passed> {
     let mut reader = BufReader::with_capacity(chunked::BUFFER, inner);
     if !inside_speaks(inner.as_fd(), client.as_fd(), client.hung_up())? {
         gone.set();
@@ -167,7 +187,12 @@ pub(crate) fn pass_on(inner: &UnixStream, client: &mut Client, method: Method, c
 }
 
 /// Passes chunks on, each as soon as it comes.
-fn stream(reader: BufReader<&UnixStream>, inner: &UnixStream, client: &mut Client, gone: &Gone) -> io::Result<Passed> {
+fn stream(
+    reader: BufReader<&UnixStream>,
+    inner: &UnixStream,
+    client: &mut Client,
+    gone: &Gone,
+) -> io::Result<Passed> {
     let mut from = Decoder::new(reader);
     let (watched, hung_up) = (client.as_fd().try_clone_to_owned()?, client.hung_up());
     let mut to = Encoder::new(BufWriter::with_capacity(chunked::BUFFER + 64, client));
@@ -197,7 +222,8 @@ fn read_head(reader: &mut impl BufRead) -> io::Result<Option<ResponseHead>> {
         Ok((read > 0).then(|| text.trim_end().to_owned()))
     };
     let Some(status) = line()? else { return Ok(None) };
-    let odd = || io::Error::new(io::ErrorKind::InvalidData, "the inside's answer has no head that can be read");
+    let odd =
+        || io::Error::new(io::ErrorKind::InvalidData, "the inside's answer has no head that can be read");
     let status = status.split(' ').nth(1).and_then(|s| s.parse().ok()).ok_or_else(odd)?;
     let (mut content_type, mut body) = (None, ResponseBody::Length(0));
     loop {
@@ -225,17 +251,31 @@ mod tests {
     fn only_what_is_known_is_passed_on() {
         let mut inside = &b"HTTP/1.1 201 Created\r\nServer: tiny-http (Rust)\r\nDate: x\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nabc"[..];
         let head = read_head(&mut inside).unwrap().unwrap();
-        assert_eq!((head.status, head.content_type.as_deref(), head.body), (201, Some("text/plain"), ResponseBody::Length(3)));
+        assert_eq!(
+            (head.status, head.content_type.as_deref(), head.body),
+            (201, Some("text/plain"), ResponseBody::Length(3))
+        );
         assert_eq!(inside, b"abc");
         let text = ResponseHead { close: true, ..head }.text();
-        assert!(text.starts_with("HTTP/1.1 201 Created\r\nDate: ") && text.ends_with("Content-Length: 3\r\nConnection: close\r\n\r\n"), "{text}");
+        assert!(
+            text.starts_with("HTTP/1.1 201 Created\r\nDate: ")
+                && text.ends_with("Content-Length: 3\r\nConnection: close\r\n\r\n"),
+            "{text}"
+        );
         assert!(!text.contains("tiny"));
         assert_eq!(read_head(&mut &b""[..]).unwrap(), None);
     }
 
     #[test]
     fn an_answer_to_wrong_credentials_says_what_would_be_right() {
-        let text = ResponseHead { status: 401, content_type: None, body: ResponseBody::Length(0), allow: vec![], close: false }.text();
+        let text = ResponseHead {
+            status: 401,
+            content_type: None,
+            body: ResponseBody::Length(0),
+            allow: vec![],
+            close: false,
+        }
+        .text();
         assert!(text.contains("\r\nWWW-Authenticate: Bearer\r\n"));
     }
 

@@ -3,7 +3,10 @@
 use std::net::IpAddr;
 use std::path::Path;
 
-use rcgen::{CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SanType, date_time_ymd};
+use rcgen::{
+    CertificateParams, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    SanType, date_time_ymd,
+};
 use rustls::sign::CertifiedKey;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
@@ -35,7 +38,12 @@ pub(crate) enum CertificateError {
 
 impl Certificate {
     /// Reads the certificate in `dir`, or makes one. One that cannot be kept still serves; that is a condition.
-    pub(crate) fn open(dir: &Path, hostname: &str, addresses: &[IpAddr], conditions: &Conditions) -> Result<Self, CertificateError> {
+    pub(crate) fn open(
+        dir: &Path,
+        hostname: &str,
+        addresses: &[IpAddr],
+        conditions: &Conditions,
+    ) -> Result<Self, CertificateError> {
         let (cert_file, key_file) = (dir.join("cert.pem"), dir.join("key.pem"));
         if cert_file.exists() && key_file.exists() {
             match Self::read(&cert_file, &key_file) {
@@ -49,29 +57,38 @@ impl Certificate {
         }
         let (certificate_pem, key_pem) = make(hostname, addresses)?;
         // The key first: a certificate without its key is worse than a key without its certificate.
-        let kept = store::write(&key_file, key_pem.as_bytes(), 0o600, false).and_then(|()| store::write(&cert_file, certificate_pem.as_bytes(), 0o644, false));
+        let kept = store::write(&key_file, key_pem.as_bytes(), 0o600, false)
+            .and_then(|()| store::write(&cert_file, certificate_pem.as_bytes(), 0o644, false));
         if let Err(e) = kept {
             conditions.set("state-not-writable", keelson_init_control::logging::chain(&e), "free space on the state partition or repair it; what is changed now is lost at the next start");
         }
-        Self::from_pem(certificate_pem.as_bytes(), key_pem.as_bytes()).map_err(|e| CertificateError::Unusable(cert_file, e))
+        Self::from_pem(certificate_pem.as_bytes(), key_pem.as_bytes())
+            .map_err(|e| CertificateError::Unusable(cert_file, e))
     }
 
     fn read(cert_file: &Path, key_file: &Path) -> Result<Self, CertificateError> {
-        let read = |path: &Path| std::fs::read(path).map_err(|e| CertificateError::Unusable(path.into(), e.into()));
-        Self::from_pem(&read(cert_file)?, &read(key_file)?).map_err(|e| CertificateError::Unusable(cert_file.into(), e))
+        let read =
+            |path: &Path| std::fs::read(path).map_err(|e| CertificateError::Unusable(path.into(), e.into()));
+        Self::from_pem(&read(cert_file)?, &read(key_file)?)
+            .map_err(|e| CertificateError::Unusable(cert_file.into(), e))
     }
 
     fn from_pem(certificate: &[u8], key: &[u8]) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
         let certificate = CertificateDer::from_pem_slice(certificate)?;
         let key = PrivateKeyDer::from_pem_slice(key)?;
         // Refuses a key that is another certificate's.
-        CertifiedKey::from_der(vec![certificate.clone()], key.clone_key(), &rustls::crypto::ring::default_provider())?;
+        CertifiedKey::from_der(
+            vec![certificate.clone()],
+            key.clone_key(),
+            &rustls::crypto::ring::default_provider(),
+        )?;
         Ok(Self { certificate, key })
     }
 
     /// Its SHA-256, as hexadecimal pairs with colons.
     pub(crate) fn fingerprint(&self) -> String {
-        let pairs: Vec<String> = Sha256::digest(&self.certificate).iter().map(|b| format!("{b:02X}")).collect();
+        let pairs: Vec<String> =
+            Sha256::digest(&self.certificate).iter().map(|b| format!("{b:02X}")).collect();
         pairs.join(":")
     }
 }
@@ -86,7 +103,8 @@ fn make(hostname: &str, addresses: &[IpAddr]) -> Result<(String, String), Certif
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     let (begin, end) = validity(jiff::tz::TimeZone::UTC.to_datetime(jiff::Timestamp::now()).date());
-    params.not_before = date_time_ymd(begin.year().into(), begin.month().unsigned_abs(), begin.day().unsigned_abs());
+    params.not_before =
+        date_time_ymd(begin.year().into(), begin.month().unsigned_abs(), begin.day().unsigned_abs());
     params.not_after = date_time_ymd(end.year().into(), end.month().unsigned_abs(), end.day().unsigned_abs());
     let certificate = params.self_signed(&key)?;
     Ok((certificate.pem(), key.serialize_pem()))
@@ -101,7 +119,6 @@ fn validity(today: jiff::civil::Date) -> (jiff::civil::Date, jiff::civil::Date) 
     let end = from.checked_add(jiff::Span::new().years(YEARS)).unwrap_or(jiff::civil::Date::MAX);
     (begin, end)
 }
-
 
 #[cfg(test)]
 mod tests {
@@ -120,7 +137,11 @@ mod tests {
         assert_eq!(std::fs::metadata(tls.join("key.pem")).unwrap().permissions().mode() & 0o777, 0o600);
         let (_, parsed) = x509_parser::parse_x509_certificate(&first.certificate).unwrap();
         let names = format!("{:?}", parsed.subject_alternative_name().unwrap().unwrap().value.general_names);
-        assert!(names.contains("esx7.example") && names.contains("[c0, 00, 02, 07]") || names.contains("192, 0, 2, 7"), "{names}");
+        assert!(
+            names.contains("esx7.example") && names.contains("[c0, 00, 02, 07]")
+                || names.contains("192, 0, 2, 7"),
+            "{names}"
+        );
         assert!(conditions.all().is_empty());
         // A key of another certificate, or rubbish, is replaced aloud.
         let other = make("other", &[]).unwrap();

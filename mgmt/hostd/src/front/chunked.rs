@@ -75,7 +75,9 @@ impl<R: BufRead> Decoder<R> {
 
 fn cut(error: io::Error) -> io::Error {
     match error.kind() {
-        io::ErrorKind::UnexpectedEof => io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before its announced end"),
+        io::ErrorKind::UnexpectedEof => {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "it ended before its announced end")
+        }
         _ => error,
     }
 }
@@ -172,16 +174,38 @@ mod tests {
 
     #[test]
     fn what_follows_the_end_is_left_alone() {
-        assert_eq!(decode(b"3\r\nabc\r\n0A\r\n0123456789\r\n0\r\n\r\nGET /").unwrap(), (b"abc0123456789".to_vec(), b"GET /".to_vec()));
+        assert_eq!(
+            decode(b"3\r\nabc\r\n0A\r\n0123456789\r\n0\r\n\r\nGET /").unwrap(),
+            (b"abc0123456789".to_vec(), b"GET /".to_vec())
+        );
         assert_eq!(decode(b"0\r\n\r\n").unwrap().0, b"");
     }
 
     #[test]
     fn odd_chunks_are_refused() {
         for raw in [
-            &b""[..], b"3", b"3\r\n", b"3\r\nab", b"3\r\nabc", b"3\r\nabc\r\n", b"3\r\nabc\r\n0\r\n", b"\r\nabc", b"3\nabc\n0\n\n", b"3;x=1\r\nabc\r\n0\r\n\r\n",
-            b"3 \r\nabc\r\n0\r\n\r\n", b" 3\r\nabc\r\n0\r\n\r\n", b"+3\r\nabc\r\n0\r\n\r\n", b"0x3\r\nabc\r\n0\r\n\r\n", b"-1\r\n", b"3\r\nabcd\r\n0\r\n\r\n",
-            b"3\r\nabc\n0\r\n\r\n", b"0\r\nTrailer: x\r\n\r\n", b"fffffffffffffffff\r\n", b"ffffffffffffffff\r\nx", b"3\r\nabc\r\n0\r\r\n", b"3\rabc",
+            &b""[..],
+            b"3",
+            b"3\r\n",
+            b"3\r\nab",
+            b"3\r\nabc",
+            b"3\r\nabc\r\n",
+            b"3\r\nabc\r\n0\r\n",
+            b"\r\nabc",
+            b"3\nabc\n0\n\n",
+            b"3;x=1\r\nabc\r\n0\r\n\r\n",
+            b"3 \r\nabc\r\n0\r\n\r\n",
+            b" 3\r\nabc\r\n0\r\n\r\n",
+            b"+3\r\nabc\r\n0\r\n\r\n",
+            b"0x3\r\nabc\r\n0\r\n\r\n",
+            b"-1\r\n",
+            b"3\r\nabcd\r\n0\r\n\r\n",
+            b"3\r\nabc\n0\r\n\r\n",
+            b"0\r\nTrailer: x\r\n\r\n",
+            b"fffffffffffffffff\r\n",
+            b"ffffffffffffffff\r\nx",
+            b"3\r\nabc\r\n0\r\r\n",
+            b"3\rabc",
         ] {
             assert!(decode(raw).is_err(), "{}", String::from_utf8_lossy(raw));
         }

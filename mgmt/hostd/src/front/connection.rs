@@ -60,7 +60,8 @@ pub(crate) fn refuse(mut client: Client, problem: &Problem) {
 }
 
 fn malformed(why: impl std::fmt::Display) -> Problem {
-    Problem::new(Fault::MalformedRequest, format!("the request is refused: {why}")).remedy("send HTTP/1.1 as RFC 9112 writes it")
+    Problem::new(Fault::MalformedRequest, format!("the request is refused: {why}"))
+        .remedy("send HTTP/1.1 as RFC 9112 writes it")
 }
 
 fn request(client: &mut Client, peer: Option<IpAddr>, shared: &Shared, first: bool) -> io::Result<Next> {
@@ -69,7 +70,8 @@ fn request(client: &mut Client, peer: Option<IpAddr>, shared: &Shared, first: bo
         Read1::End => return Ok(Next::Close),
         Read1::Refused(error) => {
             let problem = match &error {
-                HeadError::UnknownMethod => Problem::new(Fault::MethodNotAllowed, error.to_string()).remedy("known are GET, POST, PUT, PATCH and DELETE"),
+                HeadError::UnknownMethod => Problem::new(Fault::MethodNotAllowed, error.to_string())
+                    .remedy("known are GET, POST, PUT, PATCH and DELETE"),
                 HeadError::TooLarge => Problem::new(Fault::RequestTooLarge, error.to_string()),
                 _ => malformed(&error),
             };
@@ -85,12 +87,20 @@ fn request(client: &mut Client, peer: Option<IpAddr>, shared: &Shared, first: bo
     match admit(&head, peer, &shared.agent, shared.inner.router()) {
         Ok(admitted) => pass_inside(client, &head, has_body, peer, admitted, shared),
         Err(refused) => {
-            if !refused.delay.is_zero() && !wait_for(client.as_fd(), client.hung_up(), refused.delay)?.is_empty() {
+            if !refused.delay.is_zero()
+                && !wait_for(client.as_fd(), client.hung_up(), refused.delay)?.is_empty()
+            {
                 return Ok(Next::Close);
             }
             let close = head.close || has_body;
             answer::problem(client, &refused.problem, Some(head.method), refused.allow, close)?;
-            Ok(if has_body { Next::CloseEarly } else if close { Next::Close } else { Next::Request })
+            Ok(if has_body {
+                Next::CloseEarly
+            } else if close {
+                Next::Close
+            } else {
+                Next::Request
+            })
         }
     }
 }
@@ -109,7 +119,14 @@ fn read_head(client: &mut Client, first: bool) -> io::Result<Read1> {
         match client.read_ahead() {
             Ok(true) => {}
             Ok(false) => return Ok(Read1::End),
-            Err(e) if matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset) => return Ok(Read1::End),
+            Err(e)
+                if matches!(
+                    e.kind(),
+                    io::ErrorKind::TimedOut | io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset
+                ) =>
+            {
+                return Ok(Read1::End);
+            }
             Err(e) => return Err(e),
         }
     }
@@ -146,14 +163,28 @@ enum Sent {
     ClientGone,
 }
 
-fn pass_inside(client: &mut Client, head: &Head, has_body: bool, peer: Option<IpAddr>, admitted: Admitted, shared: &Shared) -> io::Result<Next> {
+fn pass_inside(
+    client: &mut Client,
+    head: &Head,
+    has_body: bool,
+    peer: Option<IpAddr>,
+    admitted: Admitted,
+    shared: &Shared,
+) -> io::Result<Next> {
     let gone = Gone::default();
     let content_length = match head.body {
         Framing::None => Some(0),
         Framing::Length(length) => Some(length),
         Framing::Chunked => None,
     };
-    let ticket = Ticket { caller: admitted.caller, session: admitted.session, peer, content_length, has_body, gone: gone.clone() };
+    let ticket = Ticket {
+        caller: admitted.caller,
+        session: admitted.session,
+        peer,
+        content_length,
+        has_body,
+        gone: gone.clone(),
+    };
     let (inner, hold) = shared.inner.open(ticket)?;
     (&inner).write_all(head.canonical(&hold.word).as_bytes())?;
     hold.sent();
@@ -193,7 +224,8 @@ fn pass_inside(client: &mut Client, head: &Head, has_body: bool, peer: Option<Ip
         Ok(Passed::Whole) => Ok(Next::Request),
         Ok(Passed::Broken) => Err(io::ErrorKind::BrokenPipe.into()),
         Ok(Passed::Nothing) => {
-            let problem = Problem::new(Fault::SystemError, "the host agent gave no answer").remedy("look at the host's log");
+            let problem = Problem::new(Fault::SystemError, "the host agent gave no answer")
+                .remedy("look at the host's log");
             answer::problem(client, &problem, Some(head.method), Vec::new(), true)?;
             Ok(Next::CloseEarly)
         }
@@ -204,7 +236,12 @@ fn pass_inside(client: &mut Client, head: &Head, has_body: bool, peer: Option<Ip
     }
 }
 
-fn send_body(client: &mut Client, inner: &UnixStream, framing: Framing, limit: Option<u64>) -> io::Result<Sent> {
+fn send_body(
+    client: &mut Client,
+    inner: &UnixStream,
+    framing: Framing,
+    limit: Option<u64>,
+) -> io::Result<Sent> {
     let (mut from, announced): (Box<dyn Read + '_>, Option<u64>) = match framing {
         Framing::None => return Ok(Sent::Whole),
         Framing::Length(length) => (Box::new(client.take(length)), Some(length)),
@@ -221,7 +258,9 @@ fn send_body(client: &mut Client, inner: &UnixStream, framing: Framing, limit: O
             Ok(read) => read,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
             Err(e) if e.kind() == io::ErrorKind::TimedOut => return Ok(Sent::Late),
-            Err(e) if e.get_ref().is_some_and(|inside| inside.is::<ChunkError>()) => return Ok(Sent::Malformed(e)),
+            Err(e) if e.get_ref().is_some_and(|inside| inside.is::<ChunkError>()) => {
+                return Ok(Sent::Malformed(e));
+            }
             Err(_) => return Ok(Sent::ClientGone),
         };
         let Some(data) = buffer.get(..read).filter(|data| !data.is_empty()) else { break };

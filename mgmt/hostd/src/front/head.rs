@@ -66,7 +66,9 @@ pub(crate) enum HeadError {
     LineEnd,
     #[error("the head holds a NUL or another control character")]
     Control,
-    #[error("the head is larger than {MAX_HEAD} bytes, its first line longer than {MAX_LINE}, or it has more than {MAX_FIELDS} fields")]
+    #[error(
+        "the head is larger than {MAX_HEAD} bytes, its first line longer than {MAX_LINE}, or it has more than {MAX_FIELDS} fields"
+    )]
     TooLarge,
     #[error("the request line is not METHOD, one space, PATH, one space, HTTP/1.1")]
     RequestLine,
@@ -142,7 +144,10 @@ impl Head {
         let (method, target) = request_line(lines.next().unwrap_or_default())?;
         let fields = Fields::read(lines)?;
         let body = fields.framing()?;
-        if body != Framing::None && body != Framing::Length(0) && matches!(method, Method::Get | Method::Head | Method::Delete) {
+        if body != Framing::None
+            && body != Framing::Length(0)
+            && matches!(method, Method::Get | Method::Head | Method::Delete)
+        {
             return Err(HeadError::NoBodyHere(method));
         }
         match fields.host {
@@ -155,19 +160,33 @@ impl Head {
             Some(value) if value.eq_ignore_ascii_case(b"100-continue") => true,
             Some(_) => return Err(HeadError::Expect),
         };
-        Ok(Self { method, target, body, authorization: fields.authorization(), expects_continue, close: fields.close })
+        Ok(Self {
+            method,
+            target,
+            body,
+            authorization: fields.authorization(),
+            expects_continue,
+            close: fields.close,
+        })
     }
 
     /// The head for the inside: the method, the target written canonically, and fields of ours alone. A body goes inside in chunks
     /// whatever framing it came in. `ticket` is the inside's word for this request.
     pub(crate) fn canonical(&self, ticket: &str) -> String {
-        format!("{} {} HTTP/1.1\r\nHost: hostd\r\nConnection: upgrade\r\n{}: {ticket}\r\n\r\n", self.method, self.target.canonical(), crate::http::TICKET_HEADER)
+        format!(
+            "{} {} HTTP/1.1\r\nHost: hostd\r\nConnection: upgrade\r\n{}: {ticket}\r\n\r\n",
+            self.method,
+            self.target.canonical(),
+            crate::http::TICKET_HEADER
+        )
     }
 }
 
 fn request_line(line: &[u8]) -> Result<(Method, Target), HeadError> {
     let mut parts = line.split(|b| *b == b' ');
-    let (Some(method), Some(target), Some(version), None) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+    let (Some(method), Some(target), Some(version), None) =
+        (parts.next(), parts.next(), parts.next(), parts.next())
+    else {
         return Err(HeadError::RequestLine);
     };
     if method.is_empty() || !method.iter().copied().all(is_token) || target.is_empty() {
@@ -231,7 +250,8 @@ impl<'a> Fields<'a> {
             (&mut self.content_type, "Content-Type")
         } else {
             if is("connection") {
-                self.close |= value.split(|b| *b == b',').any(|option| trim(option).eq_ignore_ascii_case(b"close"));
+                self.close |=
+                    value.split(|b| *b == b',').any(|option| trim(option).eq_ignore_ascii_case(b"close"));
             }
             return Ok(());
         };
@@ -248,10 +268,17 @@ impl<'a> Fields<'a> {
             (None, Some(coding)) if coding.eq_ignore_ascii_case(b"chunked") => Ok(Framing::Chunked),
             (None, Some(_)) => Err(HeadError::Coding),
             (Some(digits), None) => {
-                if digits.is_empty() || digits.len() > MAX_LENGTH_DIGITS || !digits.iter().all(u8::is_ascii_digit) {
+                if digits.is_empty()
+                    || digits.len() > MAX_LENGTH_DIGITS
+                    || !digits.iter().all(u8::is_ascii_digit)
+                {
                     return Err(HeadError::Length);
                 }
-                std::str::from_utf8(digits).ok().and_then(|d| d.parse().ok()).map(Framing::Length).ok_or(HeadError::Length)
+                std::str::from_utf8(digits)
+                    .ok()
+                    .and_then(|d| d.parse().ok())
+                    .map(Framing::Length)
+                    .ok_or(HeadError::Length)
             }
         }
     }
@@ -260,7 +287,11 @@ impl<'a> Fields<'a> {
         let Some(value) = self.authorization else { return Authorization::Missing };
         let text = std::str::from_utf8(value).unwrap_or_default();
         match text.split_once(' ') {
-            Some((scheme, token)) if scheme.eq_ignore_ascii_case("bearer") && !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic()) => {
+            Some((scheme, token))
+                if scheme.eq_ignore_ascii_case("bearer")
+                    && !token.is_empty()
+                    && token.bytes().all(|b| b.is_ascii_graphic()) =>
+            {
                 Authorization::Bearer(token.to_owned())
             }
             _ => Authorization::Other,
@@ -289,7 +320,10 @@ fn is_host(value: &[u8]) -> bool {
     let inside = name.strip_prefix(b"[").and_then(|n| n.strip_suffix(b"]"));
     let name_fits = match inside {
         Some(v6) => !v6.is_empty() && v6.iter().all(|b| b.is_ascii_hexdigit() || matches!(b, b':' | b'.')),
-        None => !name.is_empty() && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_')),
+        None => {
+            !name.is_empty()
+                && name.iter().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'))
+        }
     };
     name_fits && port.len() <= 6 && port.iter().skip(1).all(u8::is_ascii_digit)
 }
@@ -306,10 +340,19 @@ mod tests {
     #[test]
     fn a_plain_request_is_read() {
         let head = parse("PUT /api/v1/x?a=b HTTP/1.1\r\nhost: h:443\r\nTRANSFER-ENCODING:\t Chunked \r\nAuthorization: bearer abc\r\nExpect: 100-Continue\r\nConnection: foo, Close\r\nUser-Agent: xä\r\n\r\n").unwrap();
-        assert_eq!((head.method, head.body, head.expects_continue, head.close), (Method::Put, Framing::Chunked, true, true));
+        assert_eq!(
+            (head.method, head.body, head.expects_continue, head.close),
+            (Method::Put, Framing::Chunked, true, true)
+        );
         assert_eq!(head.authorization, Authorization::Bearer("abc".into()));
-        assert_eq!(head.canonical("w"), "PUT /api/v1/x?a=b HTTP/1.1\r\nHost: hostd\r\nConnection: upgrade\r\nx-keelson-ticket: w\r\n\r\n");
-        assert_eq!(parse("POST / HTTP/1.1\r\nHost: [::1]:8443\r\nContent-Length: 007\r\n\r\n").unwrap().body, Framing::Length(7));
+        assert_eq!(
+            head.canonical("w"),
+            "PUT /api/v1/x?a=b HTTP/1.1\r\nHost: hostd\r\nConnection: upgrade\r\nx-keelson-ticket: w\r\n\r\n"
+        );
+        assert_eq!(
+            parse("POST / HTTP/1.1\r\nHost: [::1]:8443\r\nContent-Length: 007\r\n\r\n").unwrap().body,
+            Framing::Length(7)
+        );
     }
 
     /// The smuggling cases of CVE-2026-66752 and their relatives.
@@ -332,8 +375,14 @@ mod tests {
             (post("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n"), TwoFramings),
             (post("Transfer-Encoding: chunked\r\nContent-Length: 5\r\n"), TwoFramings),
             (post("Transfer-Encoding: identity\r\nContent-Length: 5\r\n"), TwoFramings),
-            (post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"), Twice("Transfer-Encoding")),
-            (post("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"), Twice("Transfer-Encoding")),
+            (
+                post("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n"),
+                Twice("Transfer-Encoding"),
+            ),
+            (
+                post("Transfer-Encoding: chunked\r\nTransfer-Encoding: identity\r\n"),
+                Twice("Transfer-Encoding"),
+            ),
             (post("Transfer-Encoding: identity\r\n"), Coding),
             (post("Transfer-Encoding: gzip, chunked\r\n"), Coding),
             (post("Transfer-Encoding: chunked, identity\r\n"), Coding),
@@ -387,7 +436,10 @@ mod tests {
             (line("CONNECT h:443 HTTP/1.1"), Target(TargetError::NotOriginForm)),
             (line("OPTIONS * HTTP/1.1"), Target(TargetError::NotOriginForm)),
             ("GET / HTTP/1.1\r\nHost: h\r\nContent-Length: 5\r\n\r\n".into(), NoBodyHere(Method::Get)),
-            ("DELETE / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".into(), NoBodyHere(Method::Delete)),
+            (
+                "DELETE / HTTP/1.1\r\nHost: h\r\nTransfer-Encoding: chunked\r\n\r\n".into(),
+                NoBodyHere(Method::Delete),
+            ),
             (post(&format!("X: {}\r\n", "a".repeat(MAX_HEAD))), TooLarge),
             (post(&"X: a\r\n".repeat(MAX_FIELDS)), TooLarge),
             (line(&format!("GET /{} HTTP/1.1", "a".repeat(MAX_LINE))), TooLarge),
@@ -404,14 +456,27 @@ mod tests {
             assert_eq!(find_end(&text[..cut]), Ok(Arrived::Partly), "{cut}");
         }
         assert_eq!(find_end(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n\x00\nbody"), Ok(Arrived::Whole(text.len())));
-        assert_eq!(find_end(&vec![b'a'; MAX_LINE + 1]), Err(HeadError::TooLarge), "a line without an end is not waited for");
+        assert_eq!(
+            find_end(&vec![b'a'; MAX_LINE + 1]),
+            Err(HeadError::TooLarge),
+            "a line without an end is not waited for"
+        );
     }
 
     fn almost_a_head() -> impl Strategy<Value = Vec<u8>> {
-        let line = prop_oneof![Just("GET /a%20b?c=d HTTP/1.1".to_owned()), Just("POST /x HTTP/1.1".to_owned()), "[A-Z]{1,4} /[a-z%0-9]{0,6} HTTP/1.[01]"];
+        let line = prop_oneof![
+            Just("GET /a%20b?c=d HTTP/1.1".to_owned()),
+            Just("POST /x HTTP/1.1".to_owned()),
+            "[A-Z]{1,4} /[a-z%0-9]{0,6} HTTP/1.[01]"
+        ];
         let field = prop_oneof![
-            Just("Host: h".to_owned()), Just("Content-Length: 3".to_owned()), Just("Transfer-Encoding: chunked".to_owned()), Just("Connection: close".to_owned()),
-            Just("Authorization: Bearer x".to_owned()), "[A-Za-z-]{1,12}:[ -~\t]{0,12}", "[ -~]{0,12}",
+            Just("Host: h".to_owned()),
+            Just("Content-Length: 3".to_owned()),
+            Just("Transfer-Encoding: chunked".to_owned()),
+            Just("Connection: close".to_owned()),
+            Just("Authorization: Bearer x".to_owned()),
+            "[A-Za-z-]{1,12}:[ -~\t]{0,12}",
+            "[ -~]{0,12}",
         ];
         let end = prop_oneof![9 => Just("\r\n"), 1 => Just("\n"), 1 => Just("\r")];
         (line, prop::collection::vec((field, end), 0..6)).prop_map(|(line, fields)| {

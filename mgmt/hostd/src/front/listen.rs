@@ -36,9 +36,15 @@ impl Listening {
 /// Without descriptors, memory or threads accepting has to wait until some are free, which nothing tells.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(100);
 
-fn accept_until_stopped<C>(listener: impl AsFd, stop: &UnixStream, accept: impl Fn() -> io::Result<C>, take: impl Fn(C)) {
+fn accept_until_stopped<C>(
+    listener: impl AsFd,
+    stop: &UnixStream,
+    accept: impl Fn() -> io::Result<C>,
+    take: impl Fn(C),
+) {
     loop {
-        let mut fds = [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
+        let mut fds =
+            [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::NONE) {
             Err(Errno::EINTR) => continue,
             Err(e) => return log::error!("a listening socket was given up: {e}"),
@@ -72,7 +78,14 @@ pub(crate) fn tls(front: Arc<Front>, listener: TcpListener) -> io::Result<Listen
     listener.set_nonblocking(true)?;
     let address = Some(listener.local_addr()?);
     let (stop, stopped) = UnixStream::pair()?;
-    spawn("https", move || accept_until_stopped(listener.as_fd(), &stopped, || listener.accept(), |(stream, peer)| take_tls(&front, stream, peer.ip())))?;
+    spawn("https", move || {
+        accept_until_stopped(
+            listener.as_fd(),
+            &stopped,
+            || listener.accept(),
+            |(stream, peer)| take_tls(&front, stream, peer.ip()),
+        )
+    })?;
     Ok(Listening { address, _stop: stop })
 }
 
@@ -110,13 +123,21 @@ pub(crate) fn local(front: Arc<Front>, path: &Path) -> io::Result<Listening> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660))?;
     listener.set_nonblocking(true)?;
     let (stop, stopped) = UnixStream::pair()?;
-    spawn("local", move || accept_until_stopped(listener.as_fd(), &stopped, || listener.accept(), |(stream, _)| take_local(&front, stream)))?;
+    spawn("local", move || {
+        accept_until_stopped(
+            listener.as_fd(),
+            &stopped,
+            || listener.accept(),
+            |(stream, _)| take_local(&front, stream),
+        )
+    })?;
     Ok(Listening { address: None, _stop: stop })
 }
 
 /// Whether the other end is root, or hostd's own user, which could do all that hostd does anyway.
 fn is_root(peer: BorrowedFd<'_>) -> bool {
-    getsockopt(&peer, PeerCredentials).is_ok_and(|who| who.uid() == 0 || who.uid() == nix::unistd::geteuid().as_raw())
+    getsockopt(&peer, PeerCredentials)
+        .is_ok_and(|who| who.uid() == 0 || who.uid() == nix::unistd::geteuid().as_raw())
 }
 
 fn take_local(front: &Arc<Front>, stream: UnixStream) {
@@ -135,7 +156,11 @@ fn take_local(front: &Arc<Front>, stream: UnixStream) {
         if root {
             serve(client, None, &front.shared);
         } else {
-            refuse(client, &Problem::new(Fault::NoPermission, "the local socket serves root only").remedy("use HTTPS and log in"));
+            refuse(
+                client,
+                &Problem::new(Fault::NoPermission, "the local socket serves root only")
+                    .remedy("use HTTPS and log in"),
+            );
         }
     });
     if let Err(e) = started {

@@ -57,12 +57,17 @@ enum FrontErrorKind {
 impl Front {
     /// Makes or reads the certificate and starts the inside; nothing listens yet. `addresses` go into a certificate that is made now.
     pub fn start(agent: Arc<Agent>, router: Router, addresses: &[IpAddr]) -> Result<Arc<Self>, FrontError> {
-        let certificate = Certificate::open(&agent.paths.tls_dir(), &agent.hostname(), addresses, &agent.conditions)
-            .map_err(|e| FrontError(FrontErrorKind::Certificate(e)))?;
+        let certificate =
+            Certificate::open(&agent.paths.tls_dir(), &agent.hostname(), addresses, &agent.conditions)
+                .map_err(|e| FrontError(FrontErrorKind::Certificate(e)))?;
         agent.set_fingerprint(certificate.fingerprint());
         let tls = tls::config(certificate).map_err(|e| FrontError(FrontErrorKind::Tls(e)))?;
         let inner = Inner::start(router).map_err(|e| FrontError(FrontErrorKind::Inner(e)))?;
-        Ok(Arc::new(Self { shared: Arc::new(Shared { agent, inner }), connections: Connections::default(), tls }))
+        Ok(Arc::new(Self {
+            shared: Arc::new(Shared { agent, inner }),
+            connections: Connections::default(),
+            tls,
+        }))
     }
 
     /// Listens on the local socket at `path`, where root is root.

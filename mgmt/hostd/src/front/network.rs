@@ -11,7 +11,9 @@ use std::time::Duration;
 
 use keelson_init_control::logging::chain;
 use keelson_netcfg_control::{Client, Event, NetworkConfig, NetworkStatus, Service};
-use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
+};
 
 use super::{Front, Listening, PORT};
 
@@ -33,7 +35,11 @@ struct Place {
 fn wanted(config: &NetworkConfig, status: &NetworkStatus) -> Vec<Place> {
     let carries = |name: &str| config.with_service(Service::Management).any(|a| a.name == name);
     let place = |a: &keelson_netcfg_control::AdapterStatus| {
-        Some(Place { adapter: a.name.clone(), ifindex: a.ifindex?, addresses: a.addresses.iter().map(|n| n.addr()).collect() })
+        Some(Place {
+            adapter: a.name.clone(),
+            ifindex: a.ifindex?,
+            addresses: a.addresses.iter().map(|n| n.addr()).collect(),
+        })
     };
     status.vmkernel_adapters.iter().filter(|a| carries(&a.name)).filter_map(place).collect()
 }
@@ -47,7 +53,9 @@ pub(crate) fn follow(front: Arc<Front>) -> io::Result<()> {
         loop {
             match watch(&socket, &say) {
                 Ok(()) => return,
-                Err(e) if reached => log::warn!("netd cannot be watched; HTTPS stays where it is: {}", chain(&e)),
+                Err(e) if reached => {
+                    log::warn!("netd cannot be watched; HTTPS stays where it is: {}", chain(&e))
+                }
                 Err(_) => {}
             }
             reached = false;
@@ -58,9 +66,13 @@ pub(crate) fn follow(front: Arc<Front>) -> io::Result<()> {
 }
 
 /// Passes netd's words on until it goes (an error), or nobody listens any more (none).
-fn watch(socket: &std::path::Path, say: &mpsc::Sender<Vec<Place>>) -> Result<(), keelson_netcfg_control::Error> {
+fn watch(
+    socket: &std::path::Path,
+    say: &mpsc::Sender<Vec<Place>>,
+) -> Result<(), keelson_netcfg_control::Error> {
     for event in Client::connect_to(socket)?.watch()? {
-        let Event::Changed { config, status } = event.map_err(|source| keelson_wire::CallError::Wire { daemon: "netd".into(), source })?;
+        let Event::Changed { config, status } =
+            event.map_err(|source| keelson_wire::CallError::Wire { daemon: "netd".into(), source })?;
         if say.send(wanted(&config, &status)).is_err() {
             return Ok(());
         }
@@ -73,16 +85,27 @@ fn keep(front: &Arc<Front>, heard: &mpsc::Receiver<Vec<Place>>) {
     let mut places: Vec<Place> = Vec::new();
     let mut failed = false;
     loop {
-        let news = if failed { heard.recv_timeout(AGAIN) } else { heard.recv().map_err(|_| RecvTimeoutError::Disconnected) };
+        let news = if failed {
+            heard.recv_timeout(AGAIN)
+        } else {
+            heard.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        };
         match news {
             Ok(news) => places = news,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
         open.retain(|(adapter, ifindex, address), _| {
-            let stays = places.iter().any(|p| p.adapter == *adapter && p.ifindex == *ifindex && address.is_none_or(|a| p.addresses.contains(&a)));
+            let stays = places.iter().any(|p| {
+                p.adapter == *adapter
+                    && p.ifindex == *ifindex
+                    && address.is_none_or(|a| p.addresses.contains(&a))
+            });
             if !stays {
-                log::info!("HTTPS is no longer served on {adapter}{}", address.map(|a| format!(" ({a})")).unwrap_or_default());
+                log::info!(
+                    "HTTPS is no longer served on {adapter}{}",
+                    address.map(|a| format!(" ({a})")).unwrap_or_default()
+                );
             }
             stays
         });
@@ -94,7 +117,11 @@ fn keep(front: &Arc<Front>, heard: &mpsc::Receiver<Vec<Place>>) {
         }
         failed = !problems.is_empty();
         if failed {
-            front.shared.agent.conditions.set(CONDITION, format!("HTTPS is not served on {}", problems.join(", ")), "it is tried again every second; restart the management network if it stays so");
+            front.shared.agent.conditions.set(
+                CONDITION,
+                format!("HTTPS is not served on {}", problems.join(", ")),
+                "it is tried again every second; restart the management network if it stays so",
+            );
         } else {
             front.shared.agent.conditions.clear(CONDITION);
         }
@@ -102,7 +129,11 @@ fn keep(front: &Arc<Front>, heard: &mpsc::Receiver<Vec<Place>>) {
 }
 
 /// Listens on the adapter itself, whatever its addresses are; where the kernel does not let us, on each of its addresses.
-fn open_place(front: &Arc<Front>, place: &Place, open: &mut BTreeMap<(String, u32, Option<Ipv4Addr>), Listening>) -> io::Result<()> {
+fn open_place(
+    front: &Arc<Front>,
+    place: &Place,
+    open: &mut BTreeMap<(String, u32, Option<Ipv4Addr>), Listening>,
+) -> io::Result<()> {
     let key = |address| (place.adapter.clone(), place.ifindex, address);
     if open.contains_key(&key(None)) {
         return Ok(());
@@ -132,7 +163,9 @@ fn on(address: Ipv4Addr, adapter: Option<&str>) -> io::Result<TcpListener> {
     if let Some(adapter) = adapter {
         setsockopt(&fd, sockopt::BindToDevice, &adapter.into())?;
     }
-    let SocketAddr::V4(at) = SocketAddr::new(IpAddr::V4(address), PORT) else { return Err(io::ErrorKind::InvalidInput.into()) };
+    let SocketAddr::V4(at) = SocketAddr::new(IpAddr::V4(address), PORT) else {
+        return Err(io::ErrorKind::InvalidInput.into());
+    };
     bind(fd.as_raw_fd(), &SockaddrIn::from(at))?;
     listen(&fd, Backlog::new(128)?)?;
     Ok(fd.into())
@@ -158,8 +191,15 @@ mod tests {
     #[test]
     fn only_adapters_with_management_that_exist_are_places() {
         let config = NetworkConfig::default();
-        let mut status = NetworkStatus { vmkernel_adapters: vec![adapter("vmk0", Some(5), &["192.0.2.7/24"]), adapter("vmk1", Some(6), &[])], ..Default::default() };
-        let place = Place { adapter: "vmk0".into(), ifindex: 5, addresses: vec!["192.0.2.7".parse().unwrap()] };
+        let mut status = NetworkStatus {
+            vmkernel_adapters: vec![
+                adapter("vmk0", Some(5), &["192.0.2.7/24"]),
+                adapter("vmk1", Some(6), &[]),
+            ],
+            ..Default::default()
+        };
+        let place =
+            Place { adapter: "vmk0".into(), ifindex: 5, addresses: vec!["192.0.2.7".parse().unwrap()] };
         assert_eq!(wanted(&config, &status), [place]);
         status.vmkernel_adapters[0].ifindex = None;
         assert_eq!(wanted(&config, &status), []);

@@ -53,8 +53,14 @@ pub(crate) fn happened(fd: &PollFd<'_>) -> PollFlags {
 
 impl Timed {
     fn ready(&self) -> io::Result<()> {
-        let left = self.until.map_or(self.stall, |until| until.saturating_duration_since(Instant::now()).min(self.stall));
-        if wait_for(self.as_fd(), PollFlags::POLLIN, left)?.is_empty() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+        let left = self
+            .until
+            .map_or(self.stall, |until| until.saturating_duration_since(Instant::now()).min(self.stall));
+        if wait_for(self.as_fd(), PollFlags::POLLIN, left)?.is_empty() {
+            Err(io::ErrorKind::TimedOut.into())
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -120,7 +126,11 @@ impl Client {
     pub(crate) fn tls(socket: TcpStream, config: &std::sync::Arc<rustls::ServerConfig>) -> io::Result<Self> {
         socket.set_write_timeout(Some(STALL_TIME))?;
         socket.set_nodelay(true)?;
-        let mut timed = Timed { socket: Socket::Tcp(socket), stall: HANDSHAKE_TIME, until: Some(Instant::now() + HANDSHAKE_TIME) };
+        let mut timed = Timed {
+            socket: Socket::Tcp(socket),
+            stall: HANDSHAKE_TIME,
+            until: Some(Instant::now() + HANDSHAKE_TIME),
+        };
         let mut tls = ServerConnection::new(config.clone()).map_err(io::Error::other)?;
         while tls.is_handshaking() {
             tls.complete_io(&mut timed)?;

@@ -12,9 +12,15 @@ impl Request {
     pub fn json<T: DeserializeOwned>(&mut self) -> Result<T, Problem> {
         let mut body = Vec::new();
         let read = (&mut self.body).take(MAX_JSON + 1).read_to_end(&mut body);
-        read.map_err(|e| Problem::new(Fault::MalformedRequest, format!("the request's body did not arrive whole: {e}")).remedy("send the request again"))?;
+        read.map_err(|e| {
+            Problem::new(Fault::MalformedRequest, format!("the request's body did not arrive whole: {e}"))
+                .remedy("send the request again")
+        })?;
         if body.len() as u64 > MAX_JSON {
-            return Err(Problem::new(Fault::RequestTooLarge, format!("the request's body is larger than {MAX_JSON} bytes")));
+            return Err(Problem::new(
+                Fault::RequestTooLarge,
+                format!("the request's body is larger than {MAX_JSON} bytes"),
+            ));
         }
         parse(&body)
     }
@@ -23,7 +29,9 @@ impl Request {
 /// Reads JSON as `T`.
 fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
     if body.iter().all(u8::is_ascii_whitespace) {
-        return Err(Problem::new(Fault::InvalidArgument, "the request has no body").remedy("send a JSON object"));
+        return Err(
+            Problem::new(Fault::InvalidArgument, "the request has no body").remedy("send a JSON object")
+        );
     }
     let mut reader = serde_json::Deserializer::from_slice(body);
     let value = serde_path_to_error::deserialize(&mut reader).map_err(|e| {
@@ -37,7 +45,8 @@ fn parse<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
 fn problem(error: &serde_json::Error, path: &str) -> Problem {
     let text = error.to_string();
     if error.is_syntax() || error.is_eof() {
-        return Problem::new(Fault::InvalidArgument, format!("the request's body is no JSON: {text}")).remedy("correct the text at that line and column");
+        return Problem::new(Fault::InvalidArgument, format!("the request's body is no JSON: {text}"))
+            .remedy("correct the text at that line and column");
     }
     let base = if path == "." { "" } else { path };
     let field = field(&text, base);
@@ -50,7 +59,9 @@ fn problem(error: &serde_json::Error, path: &str) -> Problem {
 
 /// The field's path. serde says the name of an unknown, missing or doubled field only in its message.
 fn field(message: &str, base: &str) -> Option<String> {
-    let named = ["unknown field `", "missing field `", "duplicate field `"].iter().find_map(|start| message.strip_prefix(start)?.split('`').next());
+    let named = ["unknown field `", "missing field `", "duplicate field `"]
+        .iter()
+        .find_map(|start| message.strip_prefix(start)?.split('`').next());
     match named {
         None if base.is_empty() => None,
         None => Some(base.to_owned()),
@@ -78,7 +89,10 @@ mod tests {
             (r#"{"name":"a","kernel":"[d] k"}"#, Some("memory_mib")),
             (r#"{"name":"a","memory_mib":"64","kernel":"[d] k"}"#, Some("memory_mib")),
             (r#"{"name":"a","memory_mib":64,"memory_mib":65,"kernel":"[d] k"}"#, Some("memory_mib")),
-            (r#"{"name":"a","memory_mib":64,"kernel":"k","disks":[{},{"size_mib":-1}]}"#, Some("disks[1].size_mib")),
+            (
+                r#"{"name":"a","memory_mib":64,"kernel":"k","disks":[{},{"size_mib":-1}]}"#,
+                Some("disks[1].size_mib"),
+            ),
             (r#"{"name":"a","memory_mib":64,"kernel":"k","disks":[{"size":1}]}"#, Some("disks[0].size")),
             (r#"{"name":"a","memory_mib":64,"kernel":"k","nics":[{}]}"#, Some("nics[0].port_group")),
             ("[]", None),

@@ -49,7 +49,9 @@ impl Method {
 
     /// From a request line; `None` for a method that nothing here answers to. Methods are case-sensitive.
     pub fn parse(text: &str) -> Option<Self> {
-        [Self::Get, Self::Head, Self::Post, Self::Put, Self::Patch, Self::Delete].into_iter().find(|m| m.as_str() == text)
+        [Self::Get, Self::Head, Self::Post, Self::Put, Self::Patch, Self::Delete]
+            .into_iter()
+            .find(|m| m.as_str() == text)
     }
 }
 
@@ -120,9 +122,12 @@ impl Request {
         match self.query.get(name) {
             None => Ok(default),
             Some(text) => text.parse().map_err(|_| {
-                Problem::new(Fault::InvalidArgument, format!("the query parameter `{name}` is `{text}`, which is no whole number"))
-                    .field(name)
-                    .remedy("give a number from 0 upwards")
+                Problem::new(
+                    Fault::InvalidArgument,
+                    format!("the query parameter `{name}` is `{text}`, which is no whole number"),
+                )
+                .field(name)
+                .remedy("give a number from 0 upwards")
             }),
         }
     }
@@ -132,8 +137,17 @@ impl Request {
         match self.query.keys().find(|k| !known.contains(&k.as_str())) {
             None => Ok(()),
             Some(name) => {
-                let remedy = if known.is_empty() { "this path takes none".to_owned() } else { format!("known are: {}", known.join(", ")) };
-                Err(Problem::new(Fault::InvalidArgument, format!("there is no query parameter `{name}` here")).field(name.clone()).remedy(remedy))
+                let remedy = if known.is_empty() {
+                    "this path takes none".to_owned()
+                } else {
+                    format!("known are: {}", known.join(", "))
+                };
+                Err(Problem::new(
+                    Fault::InvalidArgument,
+                    format!("there is no query parameter `{name}` here"),
+                )
+                .field(name.clone())
+                .remedy(remedy))
             }
         }
     }
@@ -141,7 +155,11 @@ impl Request {
 
 impl fmt::Debug for Request {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Request").field("method", &self.method).field("segments", &self.segments).field("caller", &self.caller).finish_non_exhaustive()
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("segments", &self.segments)
+            .field("caller", &self.caller)
+            .finish_non_exhaustive()
     }
 }
 
@@ -179,7 +197,9 @@ impl Response {
     pub fn json(status: u16, value: &impl Serialize) -> Result {
         match serde_json::to_value(value) {
             Ok(value) => Ok(Self::Json(status, value)),
-            Err(e) => Err(Problem::new(Fault::SystemError, format!("the answer could not be written as JSON: {e}"))),
+            Err(e) => {
+                Err(Problem::new(Fault::SystemError, format!("the answer could not be written as JSON: {e}")))
+            }
         }
     }
 
@@ -191,7 +211,12 @@ impl Response {
     /// Text.
     pub fn text(text: String) -> Self {
         let length = Some(text.len() as u64);
-        Self::Bytes { status: 200, content_type: "text/plain; charset=utf-8", reader: Box::new(std::io::Cursor::new(text)), length }
+        Self::Bytes {
+            status: 200,
+            content_type: "text/plain; charset=utf-8",
+            reader: Box::new(std::io::Cursor::new(text)),
+            length,
+        }
     }
 }
 

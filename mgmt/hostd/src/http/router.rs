@@ -43,7 +43,10 @@ impl Params {
     /// A value as an id. What is none names nothing, so it is [`Fault::NotFound`].
     pub fn uuid(&self, name: &str) -> std::result::Result<Uuid, Problem> {
         let text = self.get(name);
-        Uuid::parse_str(text).map_err(|_| Problem::new(Fault::NotFound, format!("`{text}` is no id of anything here")).remedy("ids look like 67e55044-10b1-426f-9247-bb680e5fe0c8; list them first"))
+        Uuid::parse_str(text).map_err(|_| {
+            Problem::new(Fault::NotFound, format!("`{text}` is no id of anything here"))
+                .remedy("ids look like 67e55044-10b1-426f-9247-bb680e5fe0c8; list them first")
+        })
     }
 }
 
@@ -119,7 +122,14 @@ impl Router {
         self.add(method, pattern, access, BodyClass::Upload, Box::new(handler));
     }
 
-    fn add(&mut self, method: Method, pattern: &'static str, access: Access, body: BodyClass, handler: Handler) {
+    fn add(
+        &mut self,
+        method: Method,
+        pattern: &'static str,
+        access: Access,
+        body: BodyClass,
+        handler: Handler,
+    ) {
         let part = |text: &'static str| match text.strip_prefix('{').and_then(|t| t.strip_suffix('}')) {
             None => Part::Literal(text),
             Some(name) => name.strip_suffix('*').map_or(Part::Name(name), Part::Rest),
@@ -187,7 +197,10 @@ mod tests {
         };
         let files = parts("/datastores/{name}/files/{path*}");
         let params = fit(&files, &segments("datastores/datastore1/files/a/b c")).unwrap();
-        assert_eq!((params.get("name"), params.get("path"), params.get("other")), ("datastore1", "a/b c", ""));
+        assert_eq!(
+            (params.get("name"), params.get("path"), params.get("other")),
+            ("datastore1", "a/b c", "")
+        );
         assert_eq!(fit(&files, &segments("datastores/datastore1/files")), None);
         assert_eq!(fit(&parts("/vms/{id}"), &segments("vms/")), None);
         assert_eq!(fit(&parts("/vms"), &segments("vms/x")), None);
@@ -198,8 +211,13 @@ mod tests {
         let mut router = Router::default();
         router.route(Method::Get, "/vms", Access::Root, |_, _| Ok(super::super::Response::Empty(204)));
         router.route(Method::Post, "/vms", Access::Root, |_, _| Ok(super::super::Response::Empty(204)));
-        assert!(matches!(router.resolve(Method::Put, &segments("vms")), Resolved::OtherMethods(m) if m == [Method::Get, Method::Post]));
+        assert!(
+            matches!(router.resolve(Method::Put, &segments("vms")), Resolved::OtherMethods(m) if m == [Method::Get, Method::Post])
+        );
         assert!(matches!(router.resolve(Method::Put, &segments("nothing")), Resolved::Nothing));
-        assert!(matches!(router.resolve(Method::Get, &segments("vms")), Resolved::Route { access: Access::Root, .. }));
+        assert!(matches!(
+            router.resolve(Method::Get, &segments("vms")),
+            Resolved::Route { access: Access::Root, .. }
+        ));
     }
 }

@@ -87,7 +87,9 @@ impl Inner {
                     Ok(request) => spawn(request, &tickets, &router),
                     Err(e) => {
                         // tiny_http stops accepting after the first error, for good. init starts a new hostd; guests do not notice.
-                        log::error!("the HTTP server no longer accepts connections ({e}); hostd ends to be restarted");
+                        log::error!(
+                            "the HTTP server no longer accepts connections ({e}); hostd ends to be restarted"
+                        );
                         std::process::exit(70);
                     }
                 }
@@ -134,7 +136,8 @@ impl Drop for Hold {
 }
 
 fn spawn(request: tiny_http::Request, tickets: &Arc<Tickets>, router: &Arc<Router>) {
-    let word = request.headers().iter().find(|h| h.field.equiv(TICKET_HEADER)).map(|h| h.value.as_str().to_owned());
+    let word =
+        request.headers().iter().find(|h| h.field.equiv(TICKET_HEADER)).map(|h| h.value.as_str().to_owned());
     let ticket = word.and_then(|word| tickets.lock().remove(&word));
     let Some(ticket) = ticket else {
         let _ = request.respond(tiny_http::Response::empty(403));
@@ -167,7 +170,10 @@ fn answer(http: tiny_http::Request, ticket: Ticket, router: &Router) {
     let target = Target::parse(http.url().as_bytes());
     let shared: Shared = Arc::new(Mutex::new(Some(http)));
     let body: Box<dyn Read + Send> = if ticket.has_body {
-        Box::new(chunked::Decoder::new(io::BufReader::with_capacity(chunked::BUFFER, RawBody(shared.clone()))))
+        Box::new(chunked::Decoder::new(io::BufReader::with_capacity(
+            chunked::BUFFER,
+            RawBody(shared.clone()),
+        )))
     } else {
         Box::new(io::empty())
     };
@@ -183,7 +189,13 @@ fn answer(http: tiny_http::Request, ticket: Ticket, router: &Router) {
     }
 }
 
-fn run(method: Method, target: Target, ticket: Ticket, body: Box<dyn Read + Send>, router: &Router) -> super::Result {
+fn run(
+    method: Method,
+    target: Target,
+    ticket: Ticket,
+    body: Box<dyn Read + Send>,
+    router: &Router,
+) -> super::Result {
     let segments = below_base(&target.segments).map(<[String]>::to_vec).unwrap_or_default();
     let Resolved::Route { access, run, .. } = router.resolve(method, &segments) else {
         return Err(Problem::new(Fault::NotFound, format!("there is nothing at {}", target.canonical())));
@@ -226,17 +238,28 @@ fn header(name: &str, value: &str) -> Option<tiny_http::Header> {
 
 fn respond(http: tiny_http::Request, result: super::Result) -> io::Result<()> {
     match result {
-        Ok(Response::Json(status, value)) => send(http, status, "application/json", value.to_string().into_bytes()),
+        Ok(Response::Json(status, value)) => {
+            send(http, status, "application/json", value.to_string().into_bytes())
+        }
         Ok(Response::Empty(status)) => http.respond(tiny_http::Response::empty(status)),
         Ok(Response::Bytes { status, content_type, reader, length }) => {
             let length = length.and_then(|n| usize::try_from(n).ok());
-            let response = tiny_http::Response::new(status.into(), header("Content-Type", content_type).into_iter().collect(), reader, length, None);
+            let response = tiny_http::Response::new(
+                status.into(),
+                header("Content-Type", content_type).into_iter().collect(),
+                reader,
+                length,
+                None,
+            );
             http.respond(response.with_chunked_threshold(usize::MAX))
         }
         Ok(Response::Stream { content_type, run }) => {
             // tiny_http would hold a stream back until it has 8 KiB of it.
             let mut to = http.into_writer();
-            write!(to, "HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+            write!(
+                to,
+                "HTTP/1.1 200 OK\r\nContent-Type: {content_type}\r\nTransfer-Encoding: chunked\r\n\r\n"
+            )?;
             to.flush()?;
             let mut chunks = chunked::Encoder::new(to);
             run(&mut chunks);
@@ -250,7 +273,8 @@ fn respond(http: tiny_http::Request, result: super::Result) -> io::Result<()> {
 }
 
 fn send(http: tiny_http::Request, status: u16, content_type: &str, body: Vec<u8>) -> io::Result<()> {
-    let response = tiny_http::Response::from_data(body).with_status_code(status).with_chunked_threshold(usize::MAX);
+    let response =
+        tiny_http::Response::from_data(body).with_status_code(status).with_chunked_threshold(usize::MAX);
     http.respond(match header("Content-Type", content_type) {
         Some(header) => response.with_header(header),
         None => response,

@@ -92,7 +92,8 @@ fn decode(raw: &[u8], plus: bool) -> Result<String, TargetError> {
             }
             b'+' if plus => bytes.push(b' '),
             b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' => bytes.push(byte),
-            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b',' | b';' | b'=' | b':' | b'@' => bytes.push(byte),
+            b'-' | b'.' | b'_' | b'~' | b'!' | b'$' | b'&' | b'\'' | b'(' | b')' | b'*' | b'+' | b','
+            | b';' | b'=' | b':' | b'@' => bytes.push(byte),
             b'/' | b'?' if plus => bytes.push(byte),
             other => return Err(TargetError::BadByte(other)),
         }
@@ -105,7 +106,8 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 fn encode(text: &str, to: &mut String) {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
+    const DIGITS: [char; 16] =
+        ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'A', 'B', 'C', 'D', 'E', 'F'];
     for byte in text.bytes() {
         if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
             to.push(char::from(byte));
@@ -124,7 +126,8 @@ mod tests {
 
     #[test]
     fn targets_are_decoded() {
-        let target = Target::parse(b"/api/v1/datastores/d%201/files/a%2bb+c?path=x%2Fy&max=3+4&flag").unwrap();
+        let target =
+            Target::parse(b"/api/v1/datastores/d%201/files/a%2bb+c?path=x%2Fy&max=3+4&flag").unwrap();
         assert_eq!(target.segments, ["api", "v1", "datastores", "d 1", "files", "a+b+c"]);
         assert_eq!(target.query.get("path").map(String::as_str), Some("x/y"));
         assert_eq!(target.query.get("max").map(String::as_str), Some("3 4"));

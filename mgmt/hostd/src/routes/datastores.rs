@@ -35,7 +35,12 @@ pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
         let (reader, length) = s.datastores.get(path.datastore())?.download(&path)?;
         // A file that grows meanwhile is sent as long as it was; one that shrinks breaks the transfer off, and the client notices.
         let reader = Box::new(std::io::Read::take(reader, length));
-        Ok(Response::Bytes { status: 200, content_type: "application/octet-stream", reader, length: Some(length) })
+        Ok(Response::Bytes {
+            status: 200,
+            content_type: "application/octet-stream",
+            reader,
+            length: Some(length),
+        })
     });
     let s = Arc::clone(services);
     router.upload(Method::Put, "/datastores/{name}/files/{path*}", Access::Root, move |request, params| {
@@ -63,7 +68,9 @@ pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
 fn file(params: &Params) -> Result<DatastorePath, Problem> {
     let path = DatastorePath::on(params.get("name"), params.get("path")).map_err(|e| e.problem())?;
     if path.parts().is_empty() {
-        return Err(Problem::new(Fault::InvalidDatastorePath, "no file is named").remedy("name one after `files/`"));
+        return Err(
+            Problem::new(Fault::InvalidDatastorePath, "no file is named").remedy("name one after `files/`")
+        );
     }
     Ok(path)
 }
@@ -72,11 +79,15 @@ impl Services {
     /// Whether a file may be replaced or deleted: not while a powered-on VM uses it, and never when it is a VM's description or record.
     fn may_touch(&self, path: &DatastorePath, to: &str) -> Result<(), Problem> {
         if let Some(vm) = self.vms.owner_of(path) {
-            let problem = Problem::new(Fault::FileInUse, format!("`{path}` is the VM {vm}'s own and cannot be {to}"));
+            let problem =
+                Problem::new(Fault::FileInUse, format!("`{path}` is the VM {vm}'s own and cannot be {to}"));
             return Err(problem.remedy("change or delete the VM instead"));
         }
         if let Some(vm) = self.vms.user_of(path) {
-            let problem = Problem::new(Fault::FileInUse, format!("`{path}` is used by the VM {vm}, which is powered on, and cannot be {to}"));
+            let problem = Problem::new(
+                Fault::FileInUse,
+                format!("`{path}` is used by the VM {vm}, which is powered on, and cannot be {to}"),
+            );
             return Err(problem.remedy("power the VM off first, or use another name"));
         }
         Ok(())

@@ -23,7 +23,11 @@ pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
     let s = Arc::clone(services);
     router.route(Method::Get, "/logs", Access::Root, move |request, _| {
         request.only_query(&["since", "max", "source"])?;
-        let lines = s.logs(request.query_u64("since", 0)?, request.query_u64("max", DEFAULT_LINES)?, request.query.get("source").cloned())?;
+        let lines = s.logs(
+            request.query_u64("since", 0)?,
+            request.query_u64("max", DEFAULT_LINES)?,
+            request.query.get("source").cloned(),
+        )?;
         Response::ok(&lines)
     });
     let s = Arc::clone(services);

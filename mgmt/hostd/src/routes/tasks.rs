@@ -21,7 +21,11 @@ pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
         request.only_query(&["wait"])?;
         let wait = request.query_u64("wait", 0)?;
         if wait > MAX_WAIT_S {
-            return Err(argument("wait", format!("a request cannot wait {wait} s"), &format!("give 0 to {MAX_WAIT_S}, and ask again")));
+            return Err(argument(
+                "wait",
+                format!("a request cannot wait {wait} s"),
+                &format!("give 0 to {MAX_WAIT_S}, and ask again"),
+            ));
         }
         Response::ok(&s.tasks.get(params.uuid("id")?, Duration::from_secs(wait))?)
     });

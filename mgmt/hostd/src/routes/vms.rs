@@ -53,7 +53,12 @@ fn install_console(router: &mut Router, services: &Arc<Services>) {
     router.route(Method::Get, "/vms/{id}/console/log", Access::Root, move |request, params| {
         request.only_query(&[])?;
         let (reader, length) = s.vms.console_log(params.uuid("id")?)?;
-        Ok(Response::Bytes { status: 200, content_type: "text/plain; charset=utf-8", reader, length: Some(length) })
+        Ok(Response::Bytes {
+            status: 200,
+            content_type: "text/plain; charset=utf-8",
+            reader,
+            length: Some(length),
+        })
     });
     let s = Arc::clone(services);
     router.route(Method::Get, "/vms/{id}/console/stream", Access::Root, move |request, params| {
@@ -66,7 +71,10 @@ fn install_console(router: &mut Router, services: &Arc<Services>) {
         let id = params.uuid("id")?;
         let mut input = Vec::new();
         let read = (&mut request.body).take(MAX_INPUT as u64 + 1).read_to_end(&mut input);
-        read.map_err(|e| Problem::new(Fault::MalformedRequest, format!("the request's body did not arrive whole: {e}")).remedy("nothing was typed; send it again"))?;
+        read.map_err(|e| {
+            Problem::new(Fault::MalformedRequest, format!("the request's body did not arrive whole: {e}"))
+                .remedy("nothing was typed; send it again")
+        })?;
         s.vms.console_input(id, &input)?;
         Ok(Response::Empty(204))
     });

@@ -20,7 +20,9 @@ impl Journal {
     pub(super) fn write<'a>(&self, tasks: impl Iterator<Item = &'a Task>) {
         let at_work: Vec<&Task> = tasks.filter(|t| !t.state.ended()).collect();
         let temporary = self.path.with_extension("new");
-        let written = serde_json::to_vec(&at_work).map_err(std::io::Error::other).and_then(|json| std::fs::write(&temporary, json));
+        let written = serde_json::to_vec(&at_work)
+            .map_err(std::io::Error::other)
+            .and_then(|json| std::fs::write(&temporary, json));
         if let Err(e) = written.and_then(|()| std::fs::rename(&temporary, &self.path)) {
             log::warn!("the journal of tasks {} could not be written: {e}", self.path.display());
         }
@@ -39,13 +41,20 @@ impl Journal {
         let mut tasks: Vec<Task> = match serde_json::from_slice(&text) {
             Ok(tasks) => tasks,
             Err(e) => {
-                log::warn!("the journal of tasks {} is not understood and is ignored: {e}", self.path.display());
+                log::warn!(
+                    "the journal of tasks {} is not understood and is ignored: {e}",
+                    self.path.display()
+                );
                 return Vec::new();
             }
         };
         for task in &mut tasks {
-            let detail = format!("the host agent was restarted while \"{}\" was at work on {}; whether it was carried out is not known", task.name, task.target);
-            let problem = Problem::new(Fault::SystemError, detail).remedy("look at the state of what it worked on, and begin it again if it is still wanted");
+            let detail = format!(
+                "the host agent was restarted while \"{}\" was at work on {}; whether it was carried out is not known",
+                task.name, task.target
+            );
+            let problem = Problem::new(Fault::SystemError, detail)
+                .remedy("look at the state of what it worked on, and begin it again if it is still wanted");
             log::warn!("task {}: {problem}", task.id);
             task.state = TaskState::Error;
             task.message = problem.to_string();

@@ -91,8 +91,16 @@ impl Tasks {
     /// The registry, with what the journal at `journal` says of tasks that the last end of the host agent interrupted.
     pub fn new(journal: PathBuf) -> Arc<Self> {
         let journal = Journal::at(journal);
-        let tasks = journal.interrupted().into_iter().map(|task| Entry { task, cancelled: Arc::default(), wake: Arc::new(|| {}) }).collect();
-        Arc::new(Self { registry: Mutex::new(Registry { tasks, held: BTreeMap::new() }), changed: Condvar::new(), journal })
+        let tasks = journal
+            .interrupted()
+            .into_iter()
+            .map(|task| Entry { task, cancelled: Arc::default(), wake: Arc::new(|| {}) })
+            .collect();
+        Arc::new(Self {
+            registry: Mutex::new(Registry { tasks, held: BTreeMap::new() }),
+            changed: Condvar::new(),
+            journal,
+        })
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
@@ -105,20 +113,30 @@ impl Tasks {
         let mut registry = self.lock();
         if let Some(other) = registry.held.get(target) {
             let detail = format!("\"{other}\" is at work on {target}");
-            return Err(Problem::new(Fault::TaskInProgress, detail).remedy("wait for it to end, or cancel it, then try again"));
+            return Err(Problem::new(Fault::TaskInProgress, detail)
+                .remedy("wait for it to end, or cancel it, then try again"));
         }
         registry.held.insert(target.into(), what.into());
         Ok(Hold { tasks: Arc::clone(self), target: target.into() })
     }
 
     /// Begins a task on a thread of its own. `work` returns the sentence that it ends with.
-    pub fn start(self: &Arc<Self>, plan: Plan, work: impl FnOnce(&Progress) -> Result<String, Problem> + Send + 'static) -> Result<Task, Problem> {
+    pub fn start(
+        self: &Arc<Self>,
+        plan: Plan,
+        work: impl FnOnce(&Progress) -> Result<String, Problem> + Send + 'static,
+    ) -> Result<Task, Problem> {
         let hold = self.hold(&plan.target, plan.name)?;
         self.start_held(hold, plan, work)
     }
 
     /// The same for a target that is held already.
-    pub fn start_held(self: &Arc<Self>, hold: Hold, plan: Plan, work: impl FnOnce(&Progress) -> Result<String, Problem> + Send + 'static) -> Result<Task, Problem> {
+    pub fn start_held(
+        self: &Arc<Self>,
+        hold: Hold,
+        plan: Plan,
+        work: impl FnOnce(&Progress) -> Result<String, Problem> + Send + 'static,
+    ) -> Result<Task, Problem> {
         let cancelled = Arc::new(AtomicBool::new(false));
         let task = Task {
             id: Uuid::new_v4(),
@@ -136,9 +154,17 @@ impl Tasks {
         {
             let mut registry = self.lock();
             if registry.tasks.iter().filter(|e| !e.task.state.ended()).count() >= MAX_AT_WORK {
-                return Err(Problem::new(Fault::TooManyRequests, format!("{MAX_AT_WORK} tasks are at work already")).remedy("wait until some have ended"));
+                return Err(Problem::new(
+                    Fault::TooManyRequests,
+                    format!("{MAX_AT_WORK} tasks are at work already"),
+                )
+                .remedy("wait until some have ended"));
             }
-            registry.tasks.push_back(Entry { task: task.clone(), cancelled: Arc::clone(&cancelled), wake: plan.cancel.unwrap_or_else(|| Arc::new(|| {})) });
+            registry.tasks.push_back(Entry {
+                task: task.clone(),
+                cancelled: Arc::clone(&cancelled),
+                wake: plan.cancel.unwrap_or_else(|| Arc::new(|| {})),
+            });
             registry.forget();
             self.journal.write(registry.tasks.iter().map(|e| &e.task));
         }
@@ -153,7 +179,8 @@ impl Tasks {
             }
         });
         if let Err(e) = spawned {
-            let problem = Problem::new(Fault::SystemError, format!("no thread for the task: {e}")).remedy("try again when the host is less busy");
+            let problem = Problem::new(Fault::SystemError, format!("no thread for the task: {e}"))
+                .remedy("try again when the host is less busy");
             progress.end(Err(problem.clone()));
             return Err(problem);
         }
@@ -186,8 +213,10 @@ impl Tasks {
             let registry = self.lock();
             let entry = registry.find(id)?;
             if entry.task.state.ended() || !entry.task.cancelable {
-                let why = if entry.task.state.ended() { "it has ended" } else { "it cannot be cancelled now" };
-                let detail = format!("\"{}\" on {} was not cancelled: {why}", entry.task.name, entry.task.target);
+                let why =
+                    if entry.task.state.ended() { "it has ended" } else { "it cannot be cancelled now" };
+                let detail =
+                    format!("\"{}\" on {} was not cancelled: {why}", entry.task.name, entry.task.target);
                 return Err(Problem::new(Fault::InvalidPowerState, detail).remedy("read the task again"));
             }
             entry.cancelled.store(true, Ordering::SeqCst);
@@ -201,7 +230,10 @@ impl Tasks {
 impl Registry {
     fn find(&self, id: Uuid) -> Result<&Entry, Problem> {
         let found = self.tasks.iter().find(|e| e.task.id == id);
-        found.ok_or_else(|| Problem::new(Fault::NotFound, format!("there is no task {id}")).remedy(format!("the last {REMEMBERED} tasks are remembered: list them")))
+        found.ok_or_else(|| {
+            Problem::new(Fault::NotFound, format!("there is no task {id}"))
+                .remedy(format!("the last {REMEMBERED} tasks are remembered: list them"))
+        })
     }
 
     /// Forgets the oldest tasks that have ended.
@@ -237,7 +269,12 @@ impl Progress {
 
     /// The error that a cancelled task ends with.
     pub fn check(&self) -> Result<(), Problem> {
-        if self.cancelled() { Err(Problem::new(Fault::SystemError, "the task was cancelled").remedy("begin it again if it is still wanted")) } else { Ok(()) }
+        if self.cancelled() {
+            Err(Problem::new(Fault::SystemError, "the task was cancelled")
+                .remedy("begin it again if it is still wanted"))
+        } else {
+            Ok(())
+        }
     }
 
     fn end(&self, outcome: Result<String, Problem>) {
@@ -292,7 +329,8 @@ mod tests {
     fn a_target_is_worked_on_by_one_task() {
         let (_dir, tasks) = registry();
         let (go, wait) = channel::<()>();
-        let first = tasks.start(plan("vm"), move |_| Ok(wait.recv().map_or("no".into(), |()| "yes".into()))).unwrap();
+        let first =
+            tasks.start(plan("vm"), move |_| Ok(wait.recv().map_or("no".into(), |()| "yes".into()))).unwrap();
         assert_eq!(tasks.start(plan("vm"), |_| Ok(String::new())).unwrap_err().fault, Fault::TaskInProgress);
         assert_eq!(tasks.hold("vm", "x").unwrap_err().fault, Fault::TaskInProgress);
         let other = tasks.start(plan("other"), |_| Ok(String::new())).unwrap();
@@ -311,7 +349,11 @@ mod tests {
         let (wake, woken) = channel::<()>();
         let wake = Mutex::new(wake);
         let cancel: Arc<dyn Fn() + Send + Sync> = Arc::new(move || wake.lock().unwrap().send(()).unwrap());
-        let task = tasks.start(Plan { cancel: Some(cancel), ..plan("vm") }, move |p| woken.recv().map_or(Ok(String::new()), |()| p.check().map(|()| String::new()))).unwrap();
+        let task = tasks
+            .start(Plan { cancel: Some(cancel), ..plan("vm") }, move |p| {
+                woken.recv().map_or(Ok(String::new()), |()| p.check().map(|()| String::new()))
+            })
+            .unwrap();
         tasks.cancel(task.id).unwrap();
         let ended = tasks.get(task.id, Duration::from_secs(10)).unwrap();
         assert_eq!(ended.state, TaskState::Error);
@@ -323,7 +365,9 @@ mod tests {
     fn a_task_that_was_interrupted_is_told_as_failed() {
         let (dir, tasks) = registry();
         let (_go, wait) = channel::<()>();
-        let task = tasks.start(plan("vm"), move |_| Ok(wait.recv().map_or(String::new(), |()| String::new()))).unwrap();
+        let task = tasks
+            .start(plan("vm"), move |_| Ok(wait.recv().map_or(String::new(), |()| String::new())))
+            .unwrap();
         let after = Tasks::new(dir.path().join("tasks.json"));
         let told = after.get(task.id, Duration::ZERO).unwrap();
         assert_eq!(told.state, TaskState::Error);

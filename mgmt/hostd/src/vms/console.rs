@@ -26,7 +26,9 @@ impl Vms {
     /// What the serial port has printed since the last power-on: the file from where it is to be read, and how many bytes.
     pub fn console_log(&self, id: Uuid) -> Result<(Box<dyn Read + Send>, u64), Problem> {
         let entry = self.inventory.get(id)?;
-        let failed = |e: std::io::Error| problems::file(format!("`{}/{CONSOLE_LOG}` could not be read", entry.directory), &e);
+        let failed = |e: std::io::Error| {
+            problems::file(format!("`{}/{CONSOLE_LOG}` could not be read", entry.directory), &e)
+        };
         let home = self.home(&entry.directory)?;
         if home.meta(CONSOLE_LOG).map_err(failed)?.is_none() {
             return Ok((Box::new(std::io::empty()), 0));
@@ -46,7 +48,11 @@ impl Vms {
         let entry = self.inventory.get(id)?;
         let name = entry.document.map_or_else(|_| id.to_string(), |d| d.name);
         if let Ok(None) = self.unit(id) {
-            return Err(Problem::new(Fault::InvalidPowerState, format!("{name} is powered off, so its console is silent")).remedy("power it on; what it printed before is in `console/log`"));
+            return Err(Problem::new(
+                Fault::InvalidPowerState,
+                format!("{name} is powered off, so its console is silent"),
+            )
+            .remedy("power it on; what it printed before is in `console/log`"));
         }
         UnixStream::connect(self.agent.paths.vm_console(id)).map_err(|e| {
             let detail = format!("the console of {name} does not answer: {e}");
@@ -57,7 +63,10 @@ impl Vms {
     /// The console as a stream: what was printed lately, then what is printed, until the VM is off or the client is gone.
     pub fn console_stream(&self, id: Uuid, gone: &Gone) -> Result<Response, Problem> {
         let mut console = self.connect(id)?;
-        let other = console.try_clone().map_err(|e| Problem::new(Fault::SystemError, format!("the console could not be opened: {e}")).remedy("try again"))?;
+        let other = console.try_clone().map_err(|e| {
+            Problem::new(Fault::SystemError, format!("the console could not be opened: {e}"))
+                .remedy("try again")
+        })?;
         gone.on_gone(move || drop(other.shutdown(Shutdown::Both)));
         let run: StreamRun = Box::new(move |out: &mut dyn Write| {
             let mut bytes = vec![0; 16 << 10];
@@ -74,10 +83,17 @@ impl Vms {
     /// Types `input` into the serial port.
     pub fn console_input(&self, id: Uuid, input: &[u8]) -> Result<(), Problem> {
         if input.len() > MAX_INPUT {
-            return Err(Problem::new(Fault::RequestTooLarge, format!("more than {MAX_INPUT} bytes cannot be typed at once")).remedy("send it in parts"));
+            return Err(Problem::new(
+                Fault::RequestTooLarge,
+                format!("more than {MAX_INPUT} bytes cannot be typed at once"),
+            )
+            .remedy("send it in parts"));
         }
         let mut console = self.connect(id)?;
         let typed = console.set_write_timeout(Some(INPUT)).and_then(|()| console.write_all(input));
-        typed.map_err(|e| Problem::new(Fault::HostNotReachable, format!("the console does not take the input: {e}")).remedy("does the guest read its serial port? Try again"))
+        typed.map_err(|e| {
+            Problem::new(Fault::HostNotReachable, format!("the console does not take the input: {e}"))
+                .remedy("does the guest read its serial port? Try again")
+        })
     }
 }

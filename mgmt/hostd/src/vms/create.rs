@@ -62,13 +62,23 @@ impl Vms {
         self.get(id)
     }
 
-    fn make(&self, root: &Directory, hidden: &str, directory: &DatastorePath, spec: &VmSpec, document: VmDocument) -> Result<(), Problem> {
+    fn make(
+        &self,
+        root: &Directory,
+        hidden: &str,
+        directory: &DatastorePath,
+        spec: &VmSpec,
+        document: VmDocument,
+    ) -> Result<(), Problem> {
         let failed = |e: std::io::Error| problems::file(format!("`{directory}` could not be made"), &e);
         let home = root.make(hidden).map_err(failed)?;
         for (i, disk) in spec.disks.iter().enumerate() {
             let Some(size) = disk.size_mib else { continue };
             let file = home.create(&disk_name(i)).map_err(failed)?;
-            file.set_len(size << 20).and_then(|()| file.sync_all()).map_err(|e| problems::file(format!("a disk of {size} MiB could not be made"), &e).field(format!("disks[{i}].size_mib")))?;
+            file.set_len(size << 20).and_then(|()| file.sync_all()).map_err(|e| {
+                problems::file(format!("a disk of {size} MiB could not be made"), &e)
+                    .field(format!("disks[{i}].size_mib"))
+            })?;
         }
         document.store(&home, &directory.to_string())?;
         home.sync().map_err(failed)?;
@@ -93,10 +103,15 @@ impl Vms {
     /// Checks that a field names a kernel.
     pub(super) fn check_kernel(&self, field: &str, text: &str) -> Result<(), Problem> {
         let file = self.check_file(field, text)?;
-        let found = kernel::identify(&file).map_err(|e| problems::file(format!("`{text}` could not be read"), &e).field(field))?;
+        let found = kernel::identify(&file)
+            .map_err(|e| problems::file(format!("`{text}` could not be read"), &e).field(field))?;
         match found {
             Ok(_) => Ok(()),
-            Err(why) => Err(argument(field, format!("`{text}` is no kernel that can be booted: {why}"), "give a bzImage (Debian's /boot/vmlinuz-* is one) or an ELF with a PVH note")),
+            Err(why) => Err(argument(
+                field,
+                format!("`{text}` is no kernel that can be booted: {why}"),
+                "give a bzImage (Debian's /boot/vmlinuz-* is one) or an ELF with a PVH note",
+            )),
         }
     }
 
@@ -104,9 +119,16 @@ impl Vms {
         let (path, store) = self.datastores.resolve(field, text)?;
         let access = if read_only { Access::Read } else { Access::ReadWrite };
         let file = store.open_file(&path, access).map_err(|e| missing_as_argument(e, field))?;
-        let size = file.metadata().map_err(|e| problems::file(format!("`{text}` could not be read"), &e).field(field))?.len();
+        let size = file
+            .metadata()
+            .map_err(|e| problems::file(format!("`{text}` could not be read"), &e).field(field))?
+            .len();
         if size == 0 || size % 512 != 0 {
-            return Err(argument(field, format!("`{text}` of {size} bytes is no raw disk image"), "its size must be a multiple of 512 bytes, and not 0"));
+            return Err(argument(
+                field,
+                format!("`{text}` of {size} bytes is no raw disk image"),
+                "its size must be a multiple of 512 bytes, and not 0",
+            ));
         }
         Ok(())
     }
@@ -126,27 +148,53 @@ impl Vms {
         for (i, nic) in nics.iter().enumerate() {
             if !existing.contains(&nic.port_group) {
                 let detail = format!("there is no port group `{}`", nic.port_group);
-                return Err(argument(format!("nics[{i}].port_group"), detail, &format!("this host has: {}", existing.join(", "))));
+                return Err(argument(
+                    format!("nics[{i}].port_group"),
+                    detail,
+                    &format!("this host has: {}", existing.join(", ")),
+                ));
             }
         }
         Ok(())
     }
 
     /// Network adapters with their MAC addresses: the one that is asked for, the one that adapter had before, or a new one.
-    pub(super) fn nics(&self, specs: &[NicSpec], before: &[Nic], of: Option<Uuid>) -> Result<Vec<Nic>, Problem> {
+    pub(super) fn nics(
+        &self,
+        specs: &[NicSpec],
+        before: &[Nic],
+        of: Option<Uuid>,
+    ) -> Result<Vec<Nic>, Problem> {
         let mut nics: Vec<Nic> = Vec::new();
         for (i, spec) in specs.iter().enumerate() {
             let mac = match (&spec.mac, before.get(i)) {
                 (Some(mac), _) => {
                     if let Some(other) = self.inventory.with_mac(mac, of) {
-                        return Err(Problem::new(Fault::DuplicateName, format!("`{mac}` is an adapter of {other} already")).field(format!("nics[{i}].mac")).remedy("give another, or leave it out: one is made"));
+                        return Err(Problem::new(
+                            Fault::DuplicateName,
+                            format!("`{mac}` is an adapter of {other} already"),
+                        )
+                        .field(format!("nics[{i}].mac"))
+                        .remedy("give another, or leave it out: one is made"));
                     }
                     mac.to_ascii_lowercase()
                 }
-                (None, Some(nic)) if !specs.iter().any(|s| s.mac.as_deref().is_some_and(|m| m.eq_ignore_ascii_case(&nic.mac))) => nic.mac.clone(),
+                (None, Some(nic))
+                    if !specs
+                        .iter()
+                        .any(|s| s.mac.as_deref().is_some_and(|m| m.eq_ignore_ascii_case(&nic.mac))) =>
+                {
+                    nic.mac.clone()
+                }
                 (None, _) => {
-                    let asked = |mac: &str| specs.iter().any(|s| s.mac.as_deref().is_some_and(|m| m.eq_ignore_ascii_case(mac)));
-                    new_mac(|mac| asked(mac) || nics.iter().any(|n| n.mac == mac) || self.inventory.with_mac(mac, None).is_some())?
+                    let asked = |mac: &str| {
+                        specs.iter().any(|s| s.mac.as_deref().is_some_and(|m| m.eq_ignore_ascii_case(mac)))
+                    };
+                    new_mac(|mac| {
+                        asked(mac)
+                            || nics.iter().any(|n| n.mac == mac)
+                            || self.inventory.with_mac(mac, None).is_some()
+                    })?
                 }
             };
             nics.push(Nic { port_group: spec.port_group.clone(), mac });
@@ -158,7 +206,8 @@ impl Vms {
 /// A file that a request names and that is not there is that field's fault, not the path's of the request.
 fn missing_as_argument(mut problem: Problem, field: &str) -> Problem {
     if problem.fault == Fault::NotFound {
-        problem = Problem::new(Fault::InvalidArgument, problem.detail).remedy("upload it first, or correct the path");
+        problem = Problem::new(Fault::InvalidArgument, problem.detail)
+            .remedy("upload it first, or correct the path");
     }
     problem.field(field)
 }
@@ -180,14 +229,20 @@ fn disks(spec: &VmSpec, directory: &DatastorePath) -> Result<Vec<Disk>, Problem>
 
 /// The directory for a VM: its name, or its name with a number when something else is called so.
 fn free_directory(store: &Datastore, root: &Directory, name: &str) -> Result<DatastorePath, Problem> {
-    let failed = |e: std::io::Error| problems::file(format!("`[{}] {name}` could not be looked at", store.name()), &e);
+    let failed =
+        |e: std::io::Error| problems::file(format!("`[{}] {name}` could not be looked at", store.name()), &e);
     for n in 0..MAX_SUFFIX {
         let candidate = if n == 0 { name.to_owned() } else { format!("{name}_{n}") };
         if root.meta(&candidate).map_err(failed)?.is_none() {
             return DatastorePath::on(store.name(), &candidate).map_err(|e| e.problem().field("name"));
         }
     }
-    Err(Problem::new(Fault::DuplicateName, format!("directories `{name}` to `{name}_{}` are there already", MAX_SUFFIX - 1)).field("name").remedy("choose another name, or remove directories that are not needed"))
+    Err(Problem::new(
+        Fault::DuplicateName,
+        format!("directories `{name}` to `{name}_{}` are there already", MAX_SUFFIX - 1),
+    )
+    .field("name")
+    .remedy("choose another name, or remove directories that are not needed"))
 }
 
 impl Vms {
@@ -195,5 +250,4 @@ impl Vms {
     pub(super) fn home(&self, directory: &DatastorePath) -> Result<Directory, Problem> {
         inventory::open(&self.datastores, directory)
     }
-
 }

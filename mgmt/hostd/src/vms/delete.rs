@@ -16,7 +16,8 @@ impl Vms {
     pub fn delete(self: &Arc<Self>, id: Uuid, who: &str) -> Result<Task, Problem> {
         let entry = self.inventory.get(id)?;
         self.check_deletable(id, &entry)?;
-        let plan = Plan { name: "Delete Virtual Machine", target: id.to_string(), who: who.into(), cancel: None };
+        let plan =
+            Plan { name: "Delete Virtual Machine", target: id.to_string(), who: who.into(), cancel: None };
         let vms = Arc::clone(self);
         self.tasks.start(plan, move |progress| vms.deleted(id, progress))
     }
@@ -26,10 +27,13 @@ impl Vms {
         self.must_be_off(id, &document.name, "deleted")?;
         for disk in document.disks.iter().filter(|d| d.own) {
             let others = self.inventory.all();
-            let mut users = others.iter().filter(|(other, _)| *other != id).filter_map(|(_, e)| e.document.as_ref().ok());
+            let mut users =
+                others.iter().filter(|(other, _)| *other != id).filter_map(|(_, e)| e.document.as_ref().ok());
             if let Some(user) = users.find(|d| d.disks.iter().any(|o| o.path == disk.path)) {
                 let detail = format!("`{}` of {} is a disk of {} too", disk.path, document.name, user.name);
-                return Err(Problem::new(Fault::FileInUse, detail).remedy(format!("delete {} first", user.name)));
+                return Err(
+                    Problem::new(Fault::FileInUse, detail).remedy(format!("delete {} first", user.name))
+                );
             }
         }
         Ok(())
@@ -41,10 +45,14 @@ impl Vms {
         self.await_released(id)?;
         let Ok(document) = entry.document else {
             self.inventory.remove(id)?;
-            return Ok(format!("The VM was taken off the list; its directory `{}` could not be used and is left as it is", entry.directory));
+            return Ok(format!(
+                "The VM was taken off the list; its directory `{}` could not be used and is left as it is",
+                entry.directory
+            ));
         };
         progress.say(10, "Removing its files");
-        let failed = |e: std::io::Error| problems::file(format!("`{}` could not be removed", entry.directory), &e);
+        let failed =
+            |e: std::io::Error| problems::file(format!("`{}` could not be removed", entry.directory), &e);
         let home = self.home(&entry.directory)?;
         for disk in document.disks.iter().filter(|d| d.own) {
             // Made as a file of this directory; a path that was edited to lead elsewhere is not followed.
@@ -66,13 +74,22 @@ impl Vms {
         if left.is_empty()
             && let Some((parents, name)) = entry.directory.split()
         {
-            let parent = self.datastores.get(entry.directory.datastore())?.directory()?.descend(parents).map_err(failed)?;
+            let parent = self
+                .datastores
+                .get(entry.directory.datastore())?
+                .directory()?
+                .descend(parents)
+                .map_err(failed)?;
             parent.remove_directory(name).and_then(|()| parent.sync()).map_err(failed)?;
         } else {
             home.sync().map_err(failed)?;
         }
         self.inventory.remove(id)?;
         let name = &document.name;
-        Ok(if left.is_empty() { format!("{name} was deleted") } else { format!("{name} was deleted; {} other files stay in `{}`", left.len(), entry.directory) })
+        Ok(if left.is_empty() {
+            format!("{name} was deleted")
+        } else {
+            format!("{name} was deleted; {} other files stay in `{}`", left.len(), entry.directory)
+        })
     }
 }

@@ -134,9 +134,15 @@ impl VmDocument {
 
     /// Reads it from a VM's directory.
     pub fn load(directory: &Directory, shown: &str) -> Result<Self, Problem> {
-        let text = directory.read(FILE, MAX_DOCUMENT).map_err(|e| problems::file(format!("`{shown}/{FILE}` could not be read"), &e))?;
+        let text = directory
+            .read(FILE, MAX_DOCUMENT)
+            .map_err(|e| problems::file(format!("`{shown}/{FILE}` could not be read"), &e))?;
         Self::parse(&text).map_err(|e| {
-            let remedy = if matches!(e, DocumentError::Newer { .. }) { "use a host of the version that wrote it, or a newer one" } else { "restore the file" };
+            let remedy = if matches!(e, DocumentError::Newer { .. }) {
+                "use a host of the version that wrote it, or a newer one"
+            } else {
+                "restore the file"
+            };
             Problem::new(Fault::SystemError, format!("`{shown}/{FILE}` cannot be used: {e}")).remedy(remedy)
         })
     }
@@ -161,8 +167,12 @@ impl LastRun {
 }
 
 fn save(directory: &Directory, name: &str, document: &impl Serialize, shown: &str) -> Result<(), Problem> {
-    let text = toml::to_string(document).map_err(|e| Problem::new(Fault::SystemError, format!("`{shown}/{name}` could not be written: {e}")))?;
-    directory.write(name, text.as_bytes()).map_err(|e| problems::file(format!("`{shown}/{name}` could not be written"), &e))
+    let text = toml::to_string(document).map_err(|e| {
+        Problem::new(Fault::SystemError, format!("`{shown}/{name}` could not be written: {e}"))
+    })?;
+    directory
+        .write(name, text.as_bytes())
+        .map_err(|e| problems::file(format!("`{shown}/{name}` could not be written"), &e))
 }
 
 #[cfg(test)]
@@ -170,7 +180,14 @@ mod tests {
     use super::*;
     use proptest::prelude::*;
 
-    fn document(name: String, vcpus: u32, memory_mib: u64, cmdline: String, disks: Vec<(String, bool, bool)>, nics: Vec<(String, String)>) -> VmDocument {
+    fn document(
+        name: String,
+        vcpus: u32,
+        memory_mib: u64,
+        cmdline: String,
+        disks: Vec<(String, bool, bool)>,
+        nics: Vec<(String, String)>,
+    ) -> VmDocument {
         VmDocument {
             schema: SCHEMA,
             id: Uuid::from_u128(u128::from(memory_mib) << 64 | u128::from(vcpus)),

@@ -28,7 +28,11 @@ impl Vms {
             let mut failed = BTreeSet::new();
             loop {
                 // With nothing left over, only the next end matters; else it is tried again after a while.
-                let next = if failed.is_empty() { ended.recv().map_err(|_| RecvTimeoutError::Disconnected) } else { ended.recv_timeout(AGAIN) };
+                let next = if failed.is_empty() {
+                    ended.recv().map_err(|_| RecvTimeoutError::Disconnected)
+                } else {
+                    ended.recv_timeout(AGAIN)
+                };
                 let ids = match next {
                     Ok(id) => BTreeSet::from([id]),
                     Err(RecvTimeoutError::Timeout) => std::mem::take(&mut failed),
@@ -53,12 +57,20 @@ impl Vms {
         let exit = self.sentence(&unit);
         if let Some(entry) = &entry {
             log::info!("VM {id} ended: {exit}");
-            let now = unit.exits.last().and_then(|e| i64::try_from(e.time_ms).ok()).and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()).unwrap_or_else(jiff::Timestamp::now);
+            let now = unit
+                .exits
+                .last()
+                .and_then(|e| i64::try_from(e.time_ms).ok())
+                .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+                .unwrap_or_else(jiff::Timestamp::now);
             let run = entry.last_run.clone().unwrap_or_else(|| LastRun {
                 schema: SCHEMA,
                 host_id: self.agent.host_id(),
                 boot_id: self.boot_id.clone(),
-                started: i64::try_from(unit.started_ms).ok().and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok()).unwrap_or(now),
+                started: i64::try_from(unit.started_ms)
+                    .ok()
+                    .and_then(|ms| jiff::Timestamp::from_millisecond(ms).ok())
+                    .unwrap_or(now),
                 ended: None,
                 exit: None,
             });
@@ -68,9 +80,13 @@ impl Vms {
             // Taps vanish with their last descriptor, which the monitor had.
             log::info!("VM {id}: {problem}");
         }
-        let kept = self.units.ask("the kept descriptors could not be listed", keelson_init_control::Client::kept)?;
+        let kept =
+            self.units.ask("the kept descriptors could not be listed", keelson_init_control::Client::kept)?;
         for kept in kept.into_iter().filter(|k| k.unit == UnitId::Vm(id)) {
-            self.units.tell("a kept descriptor could not be released", &Request::Release { unit: kept.unit, name: kept.name })?;
+            self.units.tell(
+                "a kept descriptor could not be released",
+                &Request::Release { unit: kept.unit, name: kept.name },
+            )?;
         }
         self.units.tell("the unit could not be forgotten", &Request::Forget { unit: UnitId::Vm(id) })?;
         self.units.forgotten(UnitId::Vm(id));
@@ -93,7 +109,9 @@ impl Vms {
         match record.exit {
             Exit::Code(code) if code == ExitCode::GuestOff as i32 => "The guest switched itself off.".into(),
             Exit::Code(code) if code == ExitCode::Killed as i32 => "It was powered off.".into(),
-            Exit::Code(code) if code == ExitCode::BadConfig as i32 => format!("Its monitor could not run the machine{}", why()),
+            Exit::Code(code) if code == ExitCode::BadConfig as i32 => {
+                format!("Its monitor could not run the machine{}", why())
+            }
             Exit::Code(code) if code == ExitCode::Fault as i32 => format!("The machine failed{}", why()),
             exit @ (Exit::Code(_) | Exit::Signal(_)) => format!("Its monitor {exit}{}", why()),
             exit @ Exit::NotStarted(_) => format!("Its monitor {exit}"),
@@ -102,7 +120,8 @@ impl Vms {
 
     /// The last error that a unit logged.
     fn last_error(&self, unit: UnitId) -> Option<String> {
-        let lines = self.units.ask("the log could not be read", |c| c.logs(0, LINES, Some(unit.to_string()))).ok()?;
+        let lines =
+            self.units.ask("the log could not be read", |c| c.logs(0, LINES, Some(unit.to_string()))).ok()?;
         let line = lines.into_iter().rev().find(|l| l.priority <= 3)?;
         Some(line.text)
     }

@@ -66,19 +66,29 @@ pub struct Inventory {
 
 impl Inventory {
     /// Reads `vms.toml` at `file` and each VM's directory. `unfinished` are VMs whose making was cut off: they are unregistered.
-    pub fn open(file: PathBuf, datastores: &Datastores, unfinished: &[Uuid], conditions: &Conditions) -> Self {
+    pub fn open(
+        file: PathBuf,
+        datastores: &Datastores,
+        unfinished: &[Uuid],
+        conditions: &Conditions,
+    ) -> Self {
         let mut broken = None;
         let register = match store::load::<Register>(&file) {
             Ok(Found::Good(register)) => register,
             Ok(Found::Missing) => Register { schema: Register::SCHEMA, vms: Vec::new() },
             Ok(Found::Previous { document, why }) => {
-                let message = format!("{} cannot be used: {why}; its previous version is in force", file.display());
+                let message =
+                    format!("{} cannot be used: {why}; its previous version is in force", file.display());
                 conditions.set("vms-file", message, "look whether all VMs are listed");
                 document
             }
             Err(e) => {
                 let why = chain(&e);
-                conditions.set("vms-file", why.clone(), "repair or remove the file; until then no VM is listed and none can be made");
+                conditions.set(
+                    "vms-file",
+                    why.clone(),
+                    "repair or remove the file; until then no VM is listed and none can be made",
+                );
                 broken = Some(why);
                 Register { schema: Register::SCHEMA, vms: Vec::new() }
             }
@@ -90,12 +100,20 @@ impl Inventory {
             if unfinished.contains(&vm.id) && opened.is_err() {
                 continue;
             }
-            let document = opened.as_ref().map_err(Clone::clone).and_then(|d| VmDocument::load(d, &vm.directory)).and_then(|document| {
-                if document.id == vm.id {
-                    return Ok(document);
-                }
-                Err(Problem::new(Fault::SystemError, format!("`{}` holds the VM {}, not {}", vm.directory, document.id, vm.id)).remedy("delete the entry: no file is removed"))
-            });
+            let document = opened
+                .as_ref()
+                .map_err(Clone::clone)
+                .and_then(|d| VmDocument::load(d, &vm.directory))
+                .and_then(|document| {
+                    if document.id == vm.id {
+                        return Ok(document);
+                    }
+                    Err(Problem::new(
+                        Fault::SystemError,
+                        format!("`{}` holds the VM {}, not {}", vm.directory, document.id, vm.id),
+                    )
+                    .remedy("delete the entry: no file is removed"))
+                });
             if let Err(problem) = &document {
                 log::warn!("the VM {} cannot be used: {problem}", vm.id);
             }
@@ -118,13 +136,18 @@ impl Inventory {
     fn save(&self, entries: &BTreeMap<Uuid, Entry>) -> Result<(), Problem> {
         let failed = |why: String, full: bool| {
             let fault = if full { Fault::NoDiskSpace } else { Fault::SystemError };
-            Problem::new(fault, format!("the list of VMs could not be written: {why}")).remedy("free space on the state partition, or repair the file; see the host's conditions")
+            Problem::new(fault, format!("the list of VMs could not be written: {why}"))
+                .remedy("free space on the state partition, or repair the file; see the host's conditions")
         };
         if let Some(why) = &self.broken {
             return Err(failed(why.clone(), false));
         }
-        let vms = entries.iter().map(|(id, e)| Registered { id: *id, directory: e.directory.to_string() }).collect();
-        store::save(&self.file, &Register { schema: Register::SCHEMA, vms }, 0o600).map_err(|e| failed(chain(&e), e.is_no_space()))
+        let vms = entries
+            .iter()
+            .map(|(id, e)| Registered { id: *id, directory: e.directory.to_string() })
+            .collect();
+        store::save(&self.file, &Register { schema: Register::SCHEMA, vms }, 0o600)
+            .map_err(|e| failed(chain(&e), e.is_no_space()))
     }
 
     /// All VMs.
@@ -134,19 +157,25 @@ impl Inventory {
 
     /// One VM.
     pub fn get(&self, id: Uuid) -> Result<Entry, Problem> {
-        self.lock().get(&id).cloned().ok_or_else(|| Problem::new(Fault::NotFound, format!("there is no VM {id}")).remedy("list the VMs"))
+        self.lock().get(&id).cloned().ok_or_else(|| {
+            Problem::new(Fault::NotFound, format!("there is no VM {id}")).remedy("list the VMs")
+        })
     }
 
     /// The VM of that name, whatever the case of its letters.
     pub fn named(&self, name: &str) -> Option<Uuid> {
         let entries = self.lock();
-        entries.iter().find(|(_, e)| e.document.as_ref().is_ok_and(|d| d.name.eq_ignore_ascii_case(name))).map(|(id, _)| *id)
+        entries
+            .iter()
+            .find(|(_, e)| e.document.as_ref().is_ok_and(|d| d.name.eq_ignore_ascii_case(name)))
+            .map(|(id, _)| *id)
     }
 
     /// Whether another VM than `but` has this MAC address, and which.
     pub fn with_mac(&self, mac: &str, but: Option<Uuid>) -> Option<String> {
         let entries = self.lock();
-        let mut others = entries.iter().filter(|(id, _)| Some(**id) != but).filter_map(|(_, e)| e.document.as_ref().ok());
+        let mut others =
+            entries.iter().filter(|(id, _)| Some(**id) != but).filter_map(|(_, e)| e.document.as_ref().ok());
         others.find(|d| d.nics.iter().any(|n| n.mac.eq_ignore_ascii_case(mac))).map(|d| d.name.clone())
     }
 
@@ -185,7 +214,9 @@ impl Inventory {
 
 /// The fault of a name that is taken.
 pub(super) fn duplicate_name(name: &str) -> Problem {
-    Problem::new(Fault::DuplicateName, format!("there is a VM `{name}` already")).field("name").remedy("choose another name; upper and lower case count as the same")
+    Problem::new(Fault::DuplicateName, format!("there is a VM `{name}` already"))
+        .field("name")
+        .remedy("choose another name; upper and lower case count as the same")
 }
 
 /// Opens a VM's directory.

@@ -84,12 +84,15 @@ fn pvh(size: u64, read: ReadAt<'_>) -> io::Result<Result<KernelKind, KernelError
     if header.get(4) != Some(&2) || header.get(5) != Some(&1) || u16_at(&header, 18) != 62 {
         return Ok(Err(KernelError::NotAKernel));
     }
-    let (table, entry, count) = (u64_at(&header, 32), u64::from(u16_at(&header, 54)), u64::from(u16_at(&header, 56)));
+    let (table, entry, count) =
+        (u64_at(&header, 32), u64::from(u16_at(&header, 54)), u64::from(u16_at(&header, 56)));
     if entry < 56 || count > MAX_HEADERS {
         return Ok(Err(KernelError::NotAKernel));
     }
     for n in 0..count {
-        let Some(offset) = table.checked_add(n * entry).filter(|o| *o <= size) else { return Ok(Err(KernelError::Cut)) };
+        let Some(offset) = table.checked_add(n * entry).filter(|o| *o <= size) else {
+            return Ok(Err(KernelError::Cut));
+        };
         let Some(segment) = read(offset, 56)? else { return Ok(Err(KernelError::Cut)) };
         if u32_at(&segment, 0) != 4 {
             continue;
@@ -98,7 +101,9 @@ fn pvh(size: u64, read: ReadAt<'_>) -> io::Result<Result<KernelKind, KernelError
         if length > MAX_NOTES || offset > size {
             return Ok(Err(KernelError::Cut));
         }
-        let Some(notes) = read(offset, usize::try_from(length).unwrap_or(0))? else { return Ok(Err(KernelError::Cut)) };
+        let Some(notes) = read(offset, usize::try_from(length).unwrap_or(0))? else {
+            return Ok(Err(KernelError::Cut));
+        };
         if has_pvh_note(&notes) {
             return Ok(Ok(KernelKind::PvhElf));
         }
@@ -111,10 +116,16 @@ fn has_pvh_note(mut notes: &[u8]) -> bool {
         let (name, content, kind) = (u32_at(notes, 0) as usize, u32_at(notes, 4) as usize, u32_at(notes, 8));
         let (padded_name, padded_content) = (name.next_multiple_of(4), content.next_multiple_of(4));
         let Some(rest) = notes.get(12..) else { return false };
-        if kind == PVH_NOTE && rest.get(..name) == Some(b"Xen\0") && content >= 4 && rest.len() >= padded_name + content {
+        if kind == PVH_NOTE
+            && rest.get(..name) == Some(b"Xen\0")
+            && content >= 4
+            && rest.len() >= padded_name + content
+        {
             return true;
         }
-        let Some(next) = padded_name.checked_add(padded_content).and_then(|n| rest.get(n..)) else { return false };
+        let Some(next) = padded_name.checked_add(padded_content).and_then(|n| rest.get(n..)) else {
+            return false;
+        };
         notes = next;
     }
     false

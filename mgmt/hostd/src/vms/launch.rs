@@ -43,7 +43,9 @@ impl Launch {
             limits: VmLimits { memory_bytes: None, threads: Some(self.vcpus + OTHER_THREADS) },
         };
         let borrowed: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
-        vms.units.ask(&format!("{} could not be started", document.name), |c| c.tell_with_fds(&request, &borrowed)).map(|_| ())
+        vms.units
+            .ask(&format!("{} could not be started", document.name), |c| c.tell_with_fds(&request, &borrowed))
+            .map(|_| ())
     }
 }
 
@@ -55,7 +57,9 @@ pub(super) fn open(vms: &Vms, document: &VmDocument, directory: &DatastorePath) 
     let file = vms.check_file("kernel", &document.kernel)?;
     if let Ok(Err(why)) = kernel::identify(&file) {
         let detail = format!("`{}` is no kernel that can be booted: {why}", document.kernel);
-        return Err(Problem::new(Fault::InvalidArgument, detail).field("kernel").remedy("upload the kernel again, or change the VM"));
+        return Err(Problem::new(Fault::InvalidArgument, detail)
+            .field("kernel")
+            .remedy("upload the kernel again, or change the VM"));
     }
     launch.add(fd_names::KERNEL, file);
     if let Some(initramfs) = &document.initramfs {
@@ -75,12 +79,14 @@ pub(super) fn open_taps(vms: &Vms, launch: &mut Launch, document: &VmDocument) -
     for (i, nic) in document.nics.iter().enumerate() {
         let index = u32::try_from(i).unwrap_or(u32::MAX);
         let doing = format!("the adapter {i} of {} on `{}` could not be made", document.name, nic.port_group);
-        let (tap, fd) = vms.netd.ask(&doing, |c| c.open_tap(document.id, index, &nic.port_group)).map_err(|mut problem| {
-            if problem.fault == Fault::NotFound {
-                problem.field = Some(format!("nics[{i}].port_group"));
-            }
-            problem
-        })?;
+        let (tap, fd) = vms.netd.ask(&doing, |c| c.open_tap(document.id, index, &nic.port_group)).map_err(
+            |mut problem| {
+                if problem.fault == Fault::NotFound {
+                    problem.field = Some(format!("nics[{i}].port_group"));
+                }
+                problem
+            },
+        )?;
         log::debug!("{tap} is the adapter {i} of {}", document.name);
         launch.add(format!("nic{i}"), fd);
     }
@@ -93,10 +99,19 @@ fn memory(document: &VmDocument) -> Result<OwnedFd, Problem> {
         let fd = memfd_create("keelson-guest-memory", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)?;
         let size = i64::try_from(document.memory_mib << 20).map_err(|_| Errno::EFBIG)?;
         nix::unistd::ftruncate(&fd, size)?;
-        fcntl(&fd, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL))?;
+        fcntl(
+            &fd,
+            FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL),
+        )?;
         Ok(fd)
     };
-    make().map_err(|e| Problem::new(Fault::InsufficientResourcesFault, format!("memory of {} MiB for {} could not be set up: {e}", document.memory_mib, document.name)).remedy("power off other VMs, or give this one less memory"))
+    make().map_err(|e| {
+        Problem::new(
+            Fault::InsufficientResourcesFault,
+            format!("memory of {} MiB for {} could not be set up: {e}", document.memory_mib, document.name),
+        )
+        .remedy("power off other VMs, or give this one less memory")
+    })
 }
 
 /// Opens a disk and takes its lock, which lives as long as any copy of the descriptor: a second VM on the same image is refused,
@@ -116,7 +131,9 @@ fn open_disk(vms: &Vms, field: &str, disk: &super::Disk) -> Result<File, Problem
         Ok(_) => Ok(file),
         Err(Errno::EAGAIN | Errno::EACCES) => {
             let detail = format!("`{path}` is a disk of another VM that is powered on");
-            Err(Problem::new(Fault::FileInUse, detail).field(field).remedy("power that VM off first, or give each VM an image of its own"))
+            Err(Problem::new(Fault::FileInUse, detail)
+                .field(field)
+                .remedy("power that VM off first, or give each VM an image of its own"))
         }
         Err(e) => Err(problems::file(format!("`{path}` could not be locked"), &e.into()).field(field)),
     }
@@ -124,7 +141,8 @@ fn open_disk(vms: &Vms, field: &str, disk: &super::Disk) -> Result<File, Problem
 
 /// The console's log, begun anew at each power-on.
 fn console_log(home: &Directory, directory: &DatastorePath) -> Result<File, Problem> {
-    let failed = |e: std::io::Error| problems::file(format!("`{directory}/{CONSOLE_LOG}` could not be opened"), &e);
+    let failed =
+        |e: std::io::Error| problems::file(format!("`{directory}/{CONSOLE_LOG}` could not be opened"), &e);
     if home.meta(CONSOLE_LOG).map_err(failed)?.is_some_and(|m| m.kind != Kind::File) {
         return Err(failed(Errno::EINVAL.into()));
     }
@@ -135,10 +153,19 @@ fn console_log(home: &Directory, directory: &DatastorePath) -> Result<File, Prob
 /// The monitor's configuration, as a file that is read from its start.
 fn config(document: &VmDocument) -> Result<OwnedFd, Problem> {
     let config = machine(document);
-    let failed = |why: String| Problem::new(Fault::SystemError, format!("the configuration of {} could not be written: {why}", document.name)).remedy("look at the host's log");
-    config.validate().map_err(|e| Problem::new(Fault::InvalidArgument, e.problem).field(e.field).remedy("change the VM"))?;
+    let failed = |why: String| {
+        Problem::new(
+            Fault::SystemError,
+            format!("the configuration of {} could not be written: {why}", document.name),
+        )
+        .remedy("look at the host's log")
+    };
+    config.validate().map_err(|e| {
+        Problem::new(Fault::InvalidArgument, e.problem).field(e.field).remedy("change the VM")
+    })?;
     let json = serde_json::to_vec(&config).map_err(|e| failed(e.to_string()))?;
-    let fd = memfd_create("keelson-machine-config", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.to_string()))?;
+    let fd =
+        memfd_create("keelson-machine-config", MFdFlags::MFD_CLOEXEC).map_err(|e| failed(e.to_string()))?;
     let mut file = File::from(fd);
     file.write_all(&json).and_then(|()| file.rewind()).map_err(|e| failed(e.to_string()))?;
     Ok(file.into())
@@ -153,7 +180,17 @@ fn machine(document: &VmDocument) -> MachineConfig {
         vcpus: document.vcpus,
         memory_mib: document.memory_mib,
         boot: Boot { cmdline: document.cmdline.clone() },
-        disks: document.disks.iter().enumerate().map(|(i, d)| Disk { fd: format!("disk{i}"), read_only: d.read_only, serial: serial(i) }).collect(),
-        nics: document.nics.iter().enumerate().map(|(i, n)| Nic { fd: format!("nic{i}"), mac: n.mac.clone() }).collect(),
+        disks: document
+            .disks
+            .iter()
+            .enumerate()
+            .map(|(i, d)| Disk { fd: format!("disk{i}"), read_only: d.read_only, serial: serial(i) })
+            .collect(),
+        nics: document
+            .nics
+            .iter()
+            .enumerate()
+            .map(|(i, n)| Nic { fd: format!("nic{i}"), mac: n.mac.clone() })
+            .collect(),
     }
 }

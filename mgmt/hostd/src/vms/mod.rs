@@ -31,9 +31,9 @@ use crate::network::Netd;
 use crate::tasks::Tasks;
 use crate::units::Units;
 
+pub use console::MAX_INPUT;
 pub use document::{Disk, FILE, HARDWARE_VERSION, LAST_RUN, LastRun, Nic, SCHEMA, VmDocument};
 pub use inventory::{Entry, Inventory};
-pub use console::MAX_INPUT;
 pub use kernel::{KernelError, KernelKind};
 pub use spec::Limits;
 
@@ -56,8 +56,26 @@ pub struct Vms {
 
 impl Vms {
     /// The VMs of `inventory`.
-    pub fn new(agent: Arc<Agent>, units: Arc<Units>, netd: Arc<Netd>, datastores: Arc<Datastores>, tasks: Arc<Tasks>, inventory: Inventory, boot_id: String) -> Arc<Self> {
-        Arc::new(Self { agent, units, netd, datastores, tasks, inventory, boot_id, admitted: Mutex::default(), making: Mutex::default() })
+    pub fn new(
+        agent: Arc<Agent>,
+        units: Arc<Units>,
+        netd: Arc<Netd>,
+        datastores: Arc<Datastores>,
+        tasks: Arc<Tasks>,
+        inventory: Inventory,
+        boot_id: String,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            agent,
+            units,
+            netd,
+            datastores,
+            tasks,
+            inventory,
+            boot_id,
+            admitted: Mutex::default(),
+            making: Mutex::default(),
+        })
     }
 
     /// What a VM can have at most here.
@@ -71,7 +89,8 @@ impl Vms {
 
     /// All VMs, in name order.
     pub fn list(&self) -> Vec<Vm> {
-        let mut list: Vec<Vm> = self.inventory.all().into_iter().filter_map(|(id, entry)| self.shown(id, &entry).ok()).collect();
+        let mut list: Vec<Vm> =
+            self.inventory.all().into_iter().filter_map(|(id, entry)| self.shown(id, &entry).ok()).collect();
         list.sort_by(|a, b| a.name.cmp(&b.name));
         list
     }
@@ -103,9 +122,14 @@ impl Vms {
         let text = path.to_string();
         self.inventory.all().into_iter().find_map(|(id, entry)| {
             let document = entry.document.ok()?;
-            let used = document.kernel == text || document.initramfs.as_ref() == Some(&text) || document.disks.iter().any(|d| d.path == text);
+            let used = document.kernel == text
+                || document.initramfs.as_ref() == Some(&text)
+                || document.disks.iter().any(|d| d.path == text);
             // While init cannot be heard every VM may run.
-            let off = || self.units.vm(id).is_ok_and(|u| u.is_none_or(|u| u.state == UnitState::Ended)) && !self.is_admitted(id);
+            let off = || {
+                self.units.vm(id).is_ok_and(|u| u.is_none_or(|u| u.state == UnitState::Ended))
+                    && !self.is_admitted(id)
+            };
             (used && !off()).then_some(document.name)
         })
     }
@@ -118,7 +142,8 @@ impl Vms {
             }
             let (parents, name) = path.split()?;
             let own = matches!(name, FILE | LAST_RUN | document::CONSOLE_LOG) || name.starts_with("owner.");
-            let inside = path.datastore() == entry.directory.datastore() && parents == entry.directory.parts();
+            let inside =
+                path.datastore() == entry.directory.datastore() && parents == entry.directory.parts();
             (inside && own).then(|| entry.document.map_or_else(|_| id.to_string(), |d| d.name))
         })
     }
@@ -142,7 +167,14 @@ impl Vms {
                     MachineState::Off => PowerState::PoweredOff,
                 };
                 // Off, but its process is still there: it is not off before that has ended.
-                (if unit.is_ok() && state == PowerState::PoweredOff { PowerState::PoweredOn } else { state }, Some(status))
+                (
+                    if unit.is_ok() && state == PowerState::PoweredOff {
+                        PowerState::PoweredOn
+                    } else {
+                        state
+                    },
+                    Some(status),
+                )
             }
             Err(_) if unit.is_ok() => (PowerState::PoweredOn, None),
             Err(_) => (PowerState::PoweredOff, None),
@@ -153,15 +185,24 @@ impl Vms {
     fn must_be_off(&self, id: Uuid, name: &str, to: &str) -> Result<(), Problem> {
         match self.unit(id)? {
             None => Ok(()),
-            Some(_) => Err(Problem::new(Fault::InvalidPowerState, format!("{name} is powered on, so it cannot be {to}")).remedy("power it off first")),
+            Some(_) => Err(Problem::new(
+                Fault::InvalidPowerState,
+                format!("{name} is powered on, so it cannot be {to}"),
+            )
+            .remedy("power it off first")),
         }
     }
 
     fn shown(&self, id: Uuid, entry: &Entry) -> Result<Vm, Problem> {
         let document = entry.document.clone()?;
         let (power_state, status) = self.look(id);
-        let disks = document.disks.into_iter().map(|d| VmDisk { size_bytes: self.size_of(&d.path), path: d.path, read_only: d.read_only }).collect();
-        let nics = document.nics.into_iter().map(|n| VmNic { port_group: n.port_group, mac: n.mac }).collect();
+        let disks = document
+            .disks
+            .into_iter()
+            .map(|d| VmDisk { size_bytes: self.size_of(&d.path), path: d.path, read_only: d.read_only })
+            .collect();
+        let nics =
+            document.nics.into_iter().map(|n| VmNic { port_group: n.port_group, mac: n.mac }).collect();
         Ok(Vm {
             id,
             name: document.name,
@@ -186,13 +227,18 @@ impl Vms {
         match (&run.exit, now) {
             (Some(exit), _) => Some(exit.clone()),
             (None, PowerState::PoweredOn | PowerState::Paused) => None,
-            (None, PowerState::PoweredOff) if run.boot_id == self.boot_id => Some("It ended while the host agent was not there; how is not known.".into()),
+            (None, PowerState::PoweredOff) if run.boot_id == self.boot_id => {
+                Some("It ended while the host agent was not there; how is not known.".into())
+            }
             (None, PowerState::PoweredOff) => Some("The host went down while it ran.".into()),
         }
     }
 
     fn size_of(&self, path: &str) -> u64 {
-        let opened = self.datastores.resolve("disks", path).and_then(|(path, store)| store.open_file(&path, Access::Read));
+        let opened = self
+            .datastores
+            .resolve("disks", path)
+            .and_then(|(path, store)| store.open_file(&path, Access::Read));
         opened.ok().and_then(|f| f.metadata().ok()).map_or(0, |m| m.len())
     }
 }
@@ -201,7 +247,8 @@ impl Vms {
 fn new_mac(taken: impl Fn(&str) -> bool) -> Result<String, Problem> {
     // The chance of a second round is one in a billion; ten of them mean a broken generator.
     for _ in 0..10 {
-        let [a, b, c, d, e] = crate::random::bytes::<5>().map_err(|e| Problem::new(Fault::SystemError, e.to_string()).remedy("try again"))?;
+        let [a, b, c, d, e] = crate::random::bytes::<5>()
+            .map_err(|e| Problem::new(Fault::SystemError, e.to_string()).remedy("try again"))?;
         let mac = format!("02:{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}");
         if !taken(&mac) {
             return Ok(mac);

@@ -29,7 +29,9 @@ pub(super) fn status(socket: &Path) -> Result<Status, Error> {
 pub(super) fn status_within(socket: &Path, timeout: Duration) -> Result<Status, Error> {
     match call(socket, &Request::Status, timeout)? {
         Answer::Status(status) => Ok(status),
-        Answer::Done => Err(CallError::Refused(Refusal::Failed("the monitor answered a status request with `done`".into()))),
+        Answer::Done => Err(CallError::Refused(Refusal::Failed(
+            "the monitor answered a status request with `done`".into(),
+        ))),
     }
 }
 

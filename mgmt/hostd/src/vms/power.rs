@@ -60,13 +60,18 @@ impl Vms {
         let on = self.unit(id)?.is_some();
         let state = if on { self.look(id).0 } else { PowerState::PoweredOff };
         let name = &document.name;
-        let refused = |is: &str, remedy: &str| Err(Problem::new(Fault::InvalidPowerState, format!("{name} is {is}")).remedy(remedy));
+        let refused = |is: &str, remedy: &str| {
+            Err(Problem::new(Fault::InvalidPowerState, format!("{name} is {is}")).remedy(remedy))
+        };
         match (action, state) {
-            (VmPowerAction::On, PowerState::PoweredOn) => refused("powered on already", "there is nothing to do"),
+            (VmPowerAction::On, PowerState::PoweredOn) => {
+                refused("powered on already", "there is nothing to do")
+            }
             (VmPowerAction::On, PowerState::Paused) => refused("powered on and paused", "resume it instead"),
             (VmPowerAction::On, PowerState::PoweredOff) => {
                 if self.units.going_down() {
-                    return Err(Problem::new(Fault::HostNotReachable, "the host is shutting down").remedy("wait until the host is back"));
+                    return Err(Problem::new(Fault::HostNotReachable, "the host is shutting down")
+                        .remedy("wait until the host is back"));
                 }
                 hardware::open_kvm().map_err(|e| e.problem(name))?;
                 self.check_memory(id, document).map(|_| ())
@@ -74,8 +79,13 @@ impl Vms {
             (_, PowerState::PoweredOff) => refused("powered off", "power it on first"),
             (VmPowerAction::Pause, PowerState::Paused) => refused("paused already", "there is nothing to do"),
             (VmPowerAction::Resume, PowerState::PoweredOn) => refused("not paused", "there is nothing to do"),
-            (VmPowerAction::Shutdown | VmPowerAction::Reset, PowerState::Paused) => refused("paused", "resume it first"),
-            (VmPowerAction::Off | VmPowerAction::Reset | VmPowerAction::Shutdown | VmPowerAction::Pause, PowerState::PoweredOn)
+            (VmPowerAction::Shutdown | VmPowerAction::Reset, PowerState::Paused) => {
+                refused("paused", "resume it first")
+            }
+            (
+                VmPowerAction::Off | VmPowerAction::Reset | VmPowerAction::Shutdown | VmPowerAction::Pause,
+                PowerState::PoweredOn,
+            )
             | (VmPowerAction::Off | VmPowerAction::Resume, PowerState::Paused) => Ok(()),
         }
     }
@@ -86,17 +96,36 @@ impl Vms {
         self.memory_fits(id, document, &admitted)
     }
 
-    fn memory_fits(&self, id: Uuid, document: &VmDocument, admitted: &std::collections::BTreeMap<Uuid, u64>) -> Result<(), Problem> {
+    fn memory_fits(
+        &self,
+        id: Uuid,
+        document: &VmDocument,
+        admitted: &std::collections::BTreeMap<Uuid, u64>,
+    ) -> Result<(), Problem> {
         let (total, available) = hardware::memory();
-        let running: std::collections::BTreeSet<Uuid> = self.units.running_vms()?.into_iter().chain(admitted.keys().copied()).filter(|other| *other != id).collect();
-        let taken: u64 = running.iter().map(|other| admitted.get(other).copied().unwrap_or_else(|| self.memory_of(*other)) + MONITOR_MIB).sum();
+        let running: std::collections::BTreeSet<Uuid> = self
+            .units
+            .running_vms()?
+            .into_iter()
+            .chain(admitted.keys().copied())
+            .filter(|other| *other != id)
+            .collect();
+        let taken: u64 = running
+            .iter()
+            .map(|other| admitted.get(other).copied().unwrap_or_else(|| self.memory_of(*other)) + MONITOR_MIB)
+            .sum();
         let left = (total >> 20).saturating_sub(HOST_RESERVE_MIB).saturating_sub(taken).min(available >> 20);
         let needed = document.memory_mib + MONITOR_MIB;
         if needed <= left {
             return Ok(());
         }
-        let detail = format!("{} needs {needed} MiB (its monitor included), and {left} MiB can be given", document.name);
-        Err(Problem::new(Fault::InsufficientResourcesFault, detail).field("memory_mib").remedy("power off other VMs, or give this one less memory"))
+        let detail = format!(
+            "{} needs {needed} MiB (its monitor included), and {left} MiB can be given",
+            document.name
+        );
+        Err(Problem::new(Fault::InsufficientResourcesFault, detail)
+            .field("memory_mib")
+            .remedy("power off other VMs, or give this one less memory"))
     }
 
     /// Promises a VM its memory until it is among init's units.
@@ -121,7 +150,14 @@ impl Vms {
         let mut launch = launch::open(self, &document, &entry.directory)?;
         // From here on it is quicker to finish than to go back.
         progress.not_cancelable()?;
-        let run = LastRun { schema: SCHEMA, host_id: self.agent.host_id(), boot_id: self.boot_id.clone(), started: jiff::Timestamp::now(), ended: None, exit: None };
+        let run = LastRun {
+            schema: SCHEMA,
+            host_id: self.agent.host_id(),
+            boot_id: self.boot_id.clone(),
+            started: jiff::Timestamp::now(),
+            ended: None,
+            exit: None,
+        };
         run.store(&self.home(&entry.directory)?, &entry.directory.to_string())?;
         self.inventory.ran(id, run.clone());
         let started = (|| {
@@ -134,7 +170,11 @@ impl Vms {
         })();
         if let Err(problem) = started {
             self.close_taps(id, &document);
-            let run = LastRun { ended: Some(jiff::Timestamp::now()), exit: Some(format!("It was not started: {problem}")), ..run };
+            let run = LastRun {
+                ended: Some(jiff::Timestamp::now()),
+                exit: Some(format!("It was not started: {problem}")),
+                ..run
+            };
             self.put_down(id, &entry.directory, run);
             return Err(problem);
         }
@@ -159,22 +199,40 @@ impl Vms {
             let error = match monitor::status_within(&socket, START_CALL) {
                 Ok(status) => {
                     // init's event may still be on its way: whoever sees the task ended must see the VM on.
-                    self.units.wait(id, Instant::now() + START_CALL, || false, |u| (u.is_some() || self.exit_of(id).is_some()).then_some(()));
-                    return Ok(format!("{name} is powered on ({} ms from the monitor's start to the guest's first instruction)", status.start_us / 1000));
+                    self.units.wait(
+                        id,
+                        Instant::now() + START_CALL,
+                        || false,
+                        |u| (u.is_some() || self.exit_of(id).is_some()).then_some(()),
+                    );
+                    return Ok(format!(
+                        "{name} is powered on ({} ms from the monitor's start to the guest's first instruction)",
+                        status.start_us / 1000
+                    ));
                 }
                 Err(error) => error,
             };
             // The end of a monitor closes its sockets a moment before init reports it. One that lives and is silent is asked again.
-            let gone = |u: Option<&keelson_init_control::UnitStatus>| u.is_none().then(|| self.exit_of(id)).flatten();
-            if let Waited::Seen(exit) = self.units.wait(id, (Instant::now() + Duration::from_secs(1)).min(deadline), || false, gone) {
-                return Err(Problem::new(Fault::SystemError, format!("{name} did not start: {exit}")).remedy(format!("look at the host's log of `vm/{id}`")));
+            let gone = |u: Option<&keelson_init_control::UnitStatus>| {
+                u.is_none().then(|| self.exit_of(id)).flatten()
+            };
+            if let Waited::Seen(exit) =
+                self.units.wait(id, (Instant::now() + Duration::from_secs(1)).min(deadline), || false, gone)
+            {
+                return Err(Problem::new(Fault::SystemError, format!("{name} did not start: {exit}"))
+                    .remedy(format!("look at the host's log of `vm/{id}`")));
             }
             if Instant::now() >= deadline {
                 log::warn!("{name} is killed, since its monitor did not answer: {error}");
-                self.units.tell("the monitor could not be killed", &InitRequest::Kill { unit: UnitId::Vm(id) })?;
+                self.units
+                    .tell("the monitor could not be killed", &InitRequest::Kill { unit: UnitId::Vm(id) })?;
                 self.await_gone(id, KILLED, || false);
-                let detail = format!("{name} did not start: its monitor did not answer within {} s, so it was killed", START.as_secs());
-                return Err(Problem::new(Fault::SystemError, detail).remedy(format!("look at the host's log of `vm/{id}`")));
+                let detail = format!(
+                    "{name} did not start: its monitor did not answer within {} s, so it was killed",
+                    START.as_secs()
+                );
+                return Err(Problem::new(Fault::SystemError, detail)
+                    .remedy(format!("look at the host's log of `vm/{id}`")));
             }
         }
     }
@@ -186,7 +244,11 @@ impl Vms {
 
     fn power_off(&self, document: &VmDocument, progress: &Progress) -> Result<String, Problem> {
         let id = document.id;
-        let killed = monitor::tell(&self.agent.paths.vm_control(id), &VmmRequest::Kill, "the monitor did not end the machine");
+        let killed = monitor::tell(
+            &self.agent.paths.vm_control(id),
+            &VmmRequest::Kill,
+            "the monitor did not end the machine",
+        );
         progress.say(50, "Waiting for its monitor to end");
         let gone = match killed {
             Ok(()) => self.await_gone(id, KILLED, || false),
@@ -196,14 +258,19 @@ impl Vms {
             }
         };
         if gone != Waited::Seen(()) {
-            match self.units.tell("the monitor could not be killed", &InitRequest::Kill { unit: UnitId::Vm(id) }) {
+            match self
+                .units
+                .tell("the monitor could not be killed", &InitRequest::Kill { unit: UnitId::Vm(id) })
+            {
                 // It ended by itself meanwhile.
                 Err(problem) if problem.fault == Fault::InvalidPowerState => {}
                 other => other?,
             }
             if self.await_gone(id, KILLED, || false) != Waited::Seen(()) {
-                let detail = format!("{} was killed, but is not gone after {} s", document.name, KILLED.as_secs());
-                return Err(Problem::new(Fault::SystemError, detail).remedy("look at the host's log; restart the host if a storage operation hangs"));
+                let detail =
+                    format!("{} was killed, but is not gone after {} s", document.name, KILLED.as_secs());
+                return Err(Problem::new(Fault::SystemError, detail)
+                    .remedy("look at the host's log; restart the host if a storage operation hangs"));
             }
         }
         Ok(format!("{} is powered off", document.name))
@@ -211,24 +278,40 @@ impl Vms {
 
     fn shut_down(&self, document: &VmDocument, progress: &Progress) -> Result<String, Problem> {
         let name = &document.name;
-        monitor::tell(&self.agent.paths.vm_control(document.id), &VmmRequest::PowerButton, &format!("the power button of {name} could not be pressed"))?;
+        monitor::tell(
+            &self.agent.paths.vm_control(document.id),
+            &VmmRequest::PowerButton,
+            &format!("the power button of {name} could not be pressed"),
+        )?;
         progress.say(20, format!("Waiting for the guest to shut down, at most {} s", SHUTDOWN.as_secs()));
         match self.await_gone(document.id, SHUTDOWN, || progress.cancelled()) {
             Waited::Seen(()) => Ok(format!("{name} has shut down and is powered off")),
             Waited::Stopped => {
-                let detail = format!("the wait for {name} was cancelled; its power button was pressed, so it may still shut down");
+                let detail = format!(
+                    "the wait for {name} was cancelled; its power button was pressed, so it may still shut down"
+                );
                 Err(Problem::new(Fault::SystemError, detail).remedy("read the VM's state"))
             }
             Waited::TimedOut => {
-                let detail = format!("{name} did not shut down within {} s of its power button", SHUTDOWN.as_secs());
+                let detail =
+                    format!("{name} did not shut down within {} s of its power button", SHUTDOWN.as_secs());
                 Err(Problem::new(Fault::SystemError, detail).remedy("does the guest listen to the button (acpid, systemd-logind)? Power it off if it must end"))
             }
         }
     }
 
-    fn tell_monitor(&self, document: &VmDocument, request: &VmmRequest, done: &str) -> Result<String, Problem> {
+    fn tell_monitor(
+        &self,
+        document: &VmDocument,
+        request: &VmmRequest,
+        done: &str,
+    ) -> Result<String, Problem> {
         let name = &document.name;
-        monitor::tell(&self.agent.paths.vm_control(document.id), request, &format!("{name} could not be {done}"))?;
+        monitor::tell(
+            &self.agent.paths.vm_control(document.id),
+            request,
+            &format!("{name} could not be {done}"),
+        )?;
         Ok(format!("{name} was {done}"))
     }
 
@@ -245,8 +328,12 @@ impl Vms {
         };
         match self.units.wait(id, Instant::now() + KILLED, || false, look) {
             Waited::Seen(true) => Ok(()),
-            Waited::Seen(false) => Err(Problem::new(Fault::InvalidPowerState, "the VM is powered on").remedy("read the VM's state again")),
-            Waited::Stopped | Waited::TimedOut => Err(Problem::new(Fault::HostNotReachable, "what the VM's last run held is not released yet").remedy("try again; see the host's conditions")),
+            Waited::Seen(false) => Err(Problem::new(Fault::InvalidPowerState, "the VM is powered on")
+                .remedy("read the VM's state again")),
+            Waited::Stopped | Waited::TimedOut => {
+                Err(Problem::new(Fault::HostNotReachable, "what the VM's last run held is not released yet")
+                    .remedy("try again; see the host's conditions"))
+            }
         }
     }
 }

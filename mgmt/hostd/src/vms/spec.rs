@@ -42,7 +42,11 @@ fn check_name(name: &str) -> Result<(), Problem> {
         _ if !name.chars().all(allowed) => "the name has a character that it cannot have",
         _ => return Ok(()),
     };
-    Err(argument("name", why, "give 1 to 64 letters (a to z), digits, `.`, `_`, `-` or inner spaces, not beginning with `.`"))
+    Err(argument(
+        "name",
+        why,
+        "give 1 to 64 letters (a to z), digits, `.`, `_`, `-` or inner spaces, not beginning with `.`",
+    ))
 }
 
 /// Checks a number of vCPUs.
@@ -50,7 +54,11 @@ pub(super) fn check_vcpus(vcpus: u32, limits: Limits) -> Result<(), Problem> {
     if (1..=limits.vcpus).contains(&vcpus) {
         return Ok(());
     }
-    let detail = if vcpus == 0 { "a VM has at least one vCPU".into() } else { format!("{vcpus} vCPUs are more than this host gives one VM") };
+    let detail = if vcpus == 0 {
+        "a VM has at least one vCPU".into()
+    } else {
+        format!("{vcpus} vCPUs are more than this host gives one VM")
+    };
     Err(argument("vcpus", detail, &format!("give 1 to {}", limits.vcpus)))
 }
 
@@ -62,7 +70,9 @@ pub(super) fn check_memory(memory_mib: u64, limits: Limits) -> Result<(), Proble
     }
     if memory_mib > limits.memory_mib {
         let detail = format!("{memory_mib} MiB are more than this host can give ({} MiB)", limits.memory_mib);
-        return Err(Problem::new(Fault::InsufficientResourcesFault, detail).field("memory_mib").remedy(remedy));
+        return Err(Problem::new(Fault::InsufficientResourcesFault, detail)
+            .field("memory_mib")
+            .remedy(remedy));
     }
     Ok(())
 }
@@ -70,30 +80,50 @@ pub(super) fn check_memory(memory_mib: u64, limits: Limits) -> Result<(), Proble
 /// Checks a kernel command line.
 pub(super) fn check_cmdline(cmdline: &str) -> Result<(), Problem> {
     if cmdline.len() > MAX_CMDLINE || cmdline.chars().any(char::is_control) {
-        return Err(argument("cmdline", "the command line is too long or has a control character", &format!("give at most {MAX_CMDLINE} bytes of text on one line")));
+        return Err(argument(
+            "cmdline",
+            "the command line is too long or has a control character",
+            &format!("give at most {MAX_CMDLINE} bytes of text on one line"),
+        ));
     }
     Ok(())
 }
 
 fn check_disks(disks: &[DiskSpec]) -> Result<(), Problem> {
     if disks.len() > MAX_DISKS {
-        return Err(argument("disks", format!("{} disks are too many", disks.len()), &format!("give at most {MAX_DISKS}")));
+        return Err(argument(
+            "disks",
+            format!("{} disks are too many", disks.len()),
+            &format!("give at most {MAX_DISKS}"),
+        ));
     }
     let mut paths = BTreeSet::new();
     for (i, disk) in disks.iter().enumerate() {
         match (&disk.path, disk.size_mib) {
             (Some(path), None) => {
                 if !paths.insert(path.as_str()) {
-                    return Err(argument(format!("disks[{i}].path"), format!("`{path}` is there twice"), "give each disk once"));
+                    return Err(argument(
+                        format!("disks[{i}].path"),
+                        format!("`{path}` is there twice"),
+                        "give each disk once",
+                    ));
                 }
             }
             (None, Some(size)) => {
                 if !(1..=MAX_DISK_MIB).contains(&size) {
-                    return Err(argument(format!("disks[{i}].size_mib"), format!("a disk of {size} MiB is not possible"), &format!("give 1 to {MAX_DISK_MIB}")));
+                    return Err(argument(
+                        format!("disks[{i}].size_mib"),
+                        format!("a disk of {size} MiB is not possible"),
+                        &format!("give 1 to {MAX_DISK_MIB}"),
+                    ));
                 }
             }
             (Some(_), Some(_)) | (None, None) => {
-                return Err(argument(format!("disks[{i}]"), "a disk is either an existing image or a new one", "give one of `path` and `size_mib`"));
+                return Err(argument(
+                    format!("disks[{i}]"),
+                    "a disk is either an existing image or a new one",
+                    "give one of `path` and `size_mib`",
+                ));
             }
         }
     }
@@ -103,18 +133,36 @@ fn check_disks(disks: &[DiskSpec]) -> Result<(), Problem> {
 /// Checks network adapters by themselves.
 pub(super) fn check_nics(nics: &[NicSpec]) -> Result<(), Problem> {
     if nics.len() > MAX_NICS {
-        return Err(argument("nics", format!("{} network adapters are too many", nics.len()), &format!("give at most {MAX_NICS}")));
+        return Err(argument(
+            "nics",
+            format!("{} network adapters are too many", nics.len()),
+            &format!("give at most {MAX_NICS}"),
+        ));
     }
     let mut macs = BTreeSet::new();
     for (i, nic) in nics.iter().enumerate() {
         let Some(mac) = &nic.mac else { continue };
         let field = || format!("nics[{i}].mac");
-        let parsed: MacAddr = mac.parse().map_err(|_| argument(field(), format!("`{mac}` is no MAC address"), "write it as 02:00:00:00:00:01, or leave it out: one is made"))?;
+        let parsed: MacAddr = mac.parse().map_err(|_| {
+            argument(
+                field(),
+                format!("`{mac}` is no MAC address"),
+                "write it as 02:00:00:00:00:01, or leave it out: one is made",
+            )
+        })?;
         if parsed.0[0] & 1 == 1 || parsed.0 == [0; 6] {
-            return Err(argument(field(), format!("`{mac}` is no address of one adapter (unicast)"), "its first byte must be even, and it must not be all zeros"));
+            return Err(argument(
+                field(),
+                format!("`{mac}` is no address of one adapter (unicast)"),
+                "its first byte must be even, and it must not be all zeros",
+            ));
         }
         if !macs.insert(parsed) {
-            return Err(argument(field(), format!("`{mac}` is there twice"), "give each adapter its own, or leave it out: one is made"));
+            return Err(argument(
+                field(),
+                format!("`{mac}` is there twice"),
+                "give each adapter its own, or leave it out: one is made",
+            ));
         }
     }
     Ok(())
@@ -160,10 +208,23 @@ mod tests {
             ("cmdline", 400, |s| s.cmdline = "x".repeat(MAX_CMDLINE + 1)),
             ("cmdline", 400, |s| s.cmdline = "a\nb".into()),
             ("disks[0]", 400, |s| s.disks = vec![DiskSpec::default()]),
-            ("disks[0].size_mib", 400, |s| s.disks = vec![DiskSpec { size_mib: Some(0), ..DiskSpec::default() }]),
-            ("disks", 400, |s| s.disks = vec![DiskSpec { size_mib: Some(1), ..DiskSpec::default() }; MAX_DISKS + 1]),
-            ("nics[0].mac", 400, |s| s.nics = vec![NicSpec { port_group: "VM Network".into(), mac: Some("03:00:00:00:00:01".into()) }]),
-            ("nics[1].mac", 400, |s| s.nics = vec![NicSpec { port_group: "VM Network".into(), mac: Some("02:00:00:00:00:01".into()) }; 2]),
+            ("disks[0].size_mib", 400, |s| {
+                s.disks = vec![DiskSpec { size_mib: Some(0), ..DiskSpec::default() }]
+            }),
+            ("disks", 400, |s| {
+                s.disks = vec![DiskSpec { size_mib: Some(1), ..DiskSpec::default() }; MAX_DISKS + 1]
+            }),
+            ("nics[0].mac", 400, |s| {
+                s.nics =
+                    vec![NicSpec { port_group: "VM Network".into(), mac: Some("03:00:00:00:00:01".into()) }]
+            }),
+            ("nics[1].mac", 400, |s| {
+                s.nics =
+                    vec![
+                        NicSpec { port_group: "VM Network".into(), mac: Some("02:00:00:00:00:01".into()) };
+                        2
+                    ]
+            }),
         ];
         for (field, status, change) in wrong {
             let mut changed = spec();

@@ -34,13 +34,20 @@ impl Host {
     /// With the password [`PASSWORD`], and a session's token.
     pub(crate) fn with_session() -> (Self, String) {
         let host = Self::start();
-        assert_eq!(host.local().json("PUT", "/account/password", &serde_json::json!({"new": PASSWORD})).status, 204);
+        assert_eq!(
+            host.local().json("PUT", "/account/password", &serde_json::json!({"new": PASSWORD})).status,
+            204
+        );
         let token = host.log_in(PASSWORD);
         (host, token)
     }
 
     pub(crate) fn log_in(&self, password: &str) -> String {
-        let answer = self.network().json("POST", "/sessions", &serde_json::json!({"username": "root", "password": password}));
+        let answer = self.network().json(
+            "POST",
+            "/sessions",
+            &serde_json::json!({"username": "root", "password": password}),
+        );
         assert_eq!(answer.status, 201, "{answer:?}");
         answer.value()["token"].as_str().unwrap().to_owned()
     }
@@ -137,7 +144,8 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn value(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     pub(crate) fn fault(&self) -> String {
@@ -145,7 +153,9 @@ impl Answer {
     }
 
     pub(crate) fn field(&self, name: &str) -> Option<&str> {
-        self.head.lines().find_map(|line| line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v))
+        self.head.lines().find_map(|line| {
+            line.split_once(": ").filter(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, v)| v)
+        })
     }
 }
 
@@ -204,7 +214,10 @@ impl<S: Read + Write> Http<S> {
     pub(crate) fn answer_head(&mut self) -> (u16, String) {
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {
-            assert!(self.stream.read_line(&mut head).unwrap() > 0, "the connection ended within an answer's head: {head:?}");
+            assert!(
+                self.stream.read_line(&mut head).unwrap() > 0,
+                "the connection ended within an answer's head: {head:?}"
+            );
         }
         let status = head.split(' ').nth(1).unwrap().parse().unwrap();
         (status, head)
@@ -213,7 +226,8 @@ impl<S: Read + Write> Http<S> {
     fn read(&mut self, no_body: bool) -> Answer {
         let (status, head) = self.answer_head();
         let mut answer = Answer { status, head, body: Vec::new() };
-        if let Some(length) = answer.field("content-length").map(|l| l.parse().unwrap()).filter(|_| !no_body) {
+        if let Some(length) = answer.field("content-length").map(|l| l.parse().unwrap()).filter(|_| !no_body)
+        {
             answer.body = vec![0; length];
             self.stream.read_exact(&mut answer.body).unwrap();
         }
@@ -235,7 +249,13 @@ impl<S: Read + Write> Http<S> {
         let mut rest = Vec::new();
         match self.stream.read_to_end(&mut rest) {
             Ok(_) => rest.is_empty(),
-            Err(e) => rest.is_empty() && matches!(e.kind(), std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::UnexpectedEof),
+            Err(e) => {
+                rest.is_empty()
+                    && matches!(
+                        e.kind(),
+                        std::io::ErrorKind::ConnectionReset | std::io::ErrorKind::UnexpectedEof
+                    )
+            }
         }
     }
 }

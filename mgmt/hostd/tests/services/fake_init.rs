@@ -7,7 +7,9 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use keelson_init_control::{Answer, Boot, Event, Exit, ExitRecord, Kept, LogLine, Refusal, Request, UnitId, UnitState, UnitStatus};
+use keelson_init_control::{
+    Answer, Boot, Event, Exit, ExitRecord, Kept, LogLine, Refusal, Request, UnitId, UnitState, UnitStatus,
+};
 use keelson_wire::{Listener, Served};
 
 use crate::fake_vmm::{FakeVmm, Given};
@@ -35,10 +37,13 @@ pub(crate) struct FakeInit {
 
 impl FakeInit {
     pub(crate) fn start(run: &Path, boot: Boot) -> Arc<Self> {
-        let init = Arc::new(Self { run: run.to_owned(), boot, state: Mutex::default(), changed: Condvar::new() });
+        let init =
+            Arc::new(Self { run: run.to_owned(), boot, state: Mutex::default(), changed: Condvar::new() });
         let listener = Listener::bind(run.join("init.sock")).unwrap();
         let serving = Arc::clone(&init);
-        std::thread::spawn(move || keelson_wire::serve(&listener, |_| true, move |request, fds, _| serving.handle(request, fds)));
+        std::thread::spawn(move || {
+            keelson_wire::serve(&listener, |_| true, move |request, fds, _| serving.handle(request, fds))
+        });
         init
     }
 
@@ -55,7 +60,10 @@ impl FakeInit {
             Request::StartVm { id, fds: names, keep, limits } => {
                 let unit = UnitId::Vm(id);
                 if state.refuse {
-                    return Served::Refused(Refusal::Failed { what: "starting".into(), why: "this test says no".into() });
+                    return Served::Refused(Refusal::Failed {
+                        what: "starting".into(),
+                        why: "this test says no".into(),
+                    });
                 }
                 if state.units.get(&unit).is_some_and(|u| u.state != UnitState::Ended) {
                     return Served::Refused(Refusal::Running(unit));
@@ -66,13 +74,23 @@ impl FakeInit {
                     let at = names.iter().position(|n| n == name).unwrap();
                     state.kept.insert((unit, name.clone()), fds[at].try_clone().unwrap());
                 }
-                let status = UnitStatus { id: unit, state: UnitState::Running, pid: Some(1000), started_ms: 1, restarts: 0, exits: vec![] };
+                let status = UnitStatus {
+                    id: unit,
+                    state: UnitState::Running,
+                    pid: Some(1000),
+                    started_ms: 1,
+                    restarts: 0,
+                    exits: vec![],
+                };
                 state.units.insert(unit, status);
                 drop(state);
                 self.publish(unit);
                 let given: Given = names.into_iter().zip(fds).collect();
                 let init = Arc::clone(self);
-                let monitor = FakeVmm::start(&self.run.join("vm").join(id.to_string()), given, move |code, error| init.ended(unit, code, error));
+                let monitor =
+                    FakeVmm::start(&self.run.join("vm").join(id.to_string()), given, move |code, error| {
+                        init.ended(unit, code, error)
+                    });
                 if let Some(monitor) = monitor {
                     self.state.lock().unwrap().monitors.insert(unit, monitor);
                 }
@@ -80,14 +98,19 @@ impl FakeInit {
             }
             Request::Kill { unit } => {
                 state.told.push(format!("kill {unit}"));
-                let Some(monitor) = state.monitors.get(&unit).cloned() else { return Served::Refused(Refusal::NoSuchUnit(unit)) };
+                let Some(monitor) = state.monitors.get(&unit).cloned() else {
+                    return Served::Refused(Refusal::NoSuchUnit(unit));
+                };
                 drop(state);
                 monitor.end(-9, None);
                 done
             }
             Request::Forget { unit } => {
                 if state.kept.keys().any(|(u, _)| *u == unit) {
-                    return Served::Refused(Refusal::NotForThisUnit { unit, why: "it keeps descriptors".into() });
+                    return Served::Refused(Refusal::NotForThisUnit {
+                        unit,
+                        why: "it keeps descriptors".into(),
+                    });
                 }
                 if state.units.remove(&unit).is_none() {
                     return Served::Refused(Refusal::NoSuchUnit(unit));
@@ -97,7 +120,11 @@ impl FakeInit {
                 done
             }
             Request::Kept => {
-                let kept = state.kept.keys().map(|(unit, name)| Kept { unit: *unit, name: name.clone(), bytes: 0 }).collect();
+                let kept = state
+                    .kept
+                    .keys()
+                    .map(|(unit, name)| Kept { unit: *unit, name: name.clone(), bytes: 0 })
+                    .collect();
                 Served::Answer(Answer::Kept(kept), vec![])
             }
             Request::Release { unit, name } => match state.kept.remove(&(unit, name.clone())) {
@@ -105,7 +132,11 @@ impl FakeInit {
                 None => Served::Refused(Refusal::NoSuchDescriptor { unit, name }),
             },
             Request::Logs { since, max, source } => {
-                let lines = state.logs.iter().filter(|l| l.seq >= since && source.as_ref().is_none_or(|s| *s == l.source)).take(max as usize);
+                let lines = state
+                    .logs
+                    .iter()
+                    .filter(|l| l.seq >= since && source.as_ref().is_none_or(|s| *s == l.source))
+                    .take(max as usize);
                 Served::Answer(Answer::Logs(lines.cloned().collect()), vec![])
             }
             Request::SetHostname { name } => {
@@ -122,7 +153,12 @@ impl FakeInit {
                     sender.send(Event::Unit(unit.clone())).unwrap();
                 }
                 state.watchers.push(sender);
-                Served::Stream(Answer::Done, Box::new(move |stream| events.iter().take_while(|e| stream.send(e).is_ok()).for_each(drop)))
+                Served::Stream(
+                    Answer::Done,
+                    Box::new(move |stream| {
+                        events.iter().take_while(|e| stream.send(e).is_ok()).for_each(drop)
+                    }),
+                )
             }
             other => panic!("the host agent asked init for {other:?}"),
         }
@@ -157,20 +193,25 @@ impl FakeInit {
     /// The names of all kept descriptors and units.
     pub(crate) fn holds(&self) -> (Vec<String>, Vec<String>) {
         let state = self.state.lock().unwrap();
-        (state.kept.keys().map(|(u, n)| format!("{u} {n}")).collect(), state.units.keys().map(ToString::to_string).collect())
+        (
+            state.kept.keys().map(|(u, n)| format!("{u} {n}")).collect(),
+            state.units.keys().map(ToString::to_string).collect(),
+        )
     }
 
     /// Waits until nothing of any VM is left.
     pub(crate) fn wait_empty(&self) {
         let state = self.state.lock().unwrap();
-        let (state, _) = self.changed.wait_timeout_while(state, Duration::from_secs(10), |s| !s.units.is_empty()).unwrap();
+        let (state, _) =
+            self.changed.wait_timeout_while(state, Duration::from_secs(10), |s| !s.units.is_empty()).unwrap();
         assert!(state.units.is_empty() && state.kept.is_empty());
     }
 
     /// Waits until a host agent has asked for all units: it follows them.
     pub(crate) fn wait_watched(&self) {
         let state = self.state.lock().unwrap();
-        let (state, _) = self.changed.wait_timeout_while(state, Duration::from_secs(20), |s| s.listed == 0).unwrap();
+        let (state, _) =
+            self.changed.wait_timeout_while(state, Duration::from_secs(20), |s| s.listed == 0).unwrap();
         assert!(state.listed > 0, "nobody watches");
     }
 

@@ -5,7 +5,10 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
-use keelson_netcfg_control::{AdapterStatus, AddressOrigin, Answer, Event, MacAddr, NetworkConfig, NetworkStatus, NicStatus, Problem, Refusal, Request, SwitchStatus};
+use keelson_netcfg_control::{
+    AdapterStatus, AddressOrigin, Answer, Event, MacAddr, NetworkConfig, NetworkStatus, NicStatus, Problem,
+    Refusal, Request, SwitchStatus,
+};
 use keelson_wire::{Listener, Served};
 use uuid::Uuid;
 
@@ -22,21 +25,30 @@ struct State {
 
 impl FakeNetd {
     pub(crate) fn start(run: &Path) -> Arc<Self> {
-        let state = State { config: NetworkConfig::default(), revision: 1, taps: BTreeMap::new(), restarts: 0 };
+        let state =
+            State { config: NetworkConfig::default(), revision: 1, taps: BTreeMap::new(), restarts: 0 };
         let netd = Arc::new(Self { state: Mutex::new(state) });
         let listener = Listener::bind(run.join("netd.sock")).unwrap();
         let serving = Arc::clone(&netd);
-        std::thread::spawn(move || keelson_wire::serve(&listener, |_| true, move |request, _, _| serving.handle(request)));
+        std::thread::spawn(move || {
+            keelson_wire::serve(&listener, |_| true, move |request, _, _| serving.handle(request))
+        });
         netd
     }
 
     fn handle(&self, request: Request) -> Served<Answer, Refusal, Event> {
         let mut state = self.state.lock().unwrap();
         match request {
-            Request::Get => Served::Answer(Answer::Network { config: Box::new(state.config.clone()), status: Box::new(state.status()) }, vec![]),
+            Request::Get => Served::Answer(
+                Answer::Network { config: Box::new(state.config.clone()), status: Box::new(state.status()) },
+                vec![],
+            ),
             Request::Set { config, revision } => {
                 if revision.is_some_and(|r| r != state.revision) {
-                    return Served::Refused(Refusal::Stale { based_on: revision.unwrap_or(0), now: state.revision });
+                    return Served::Refused(Refusal::Stale {
+                        based_on: revision.unwrap_or(0),
+                        now: state.revision,
+                    });
                 }
                 if let Err(e) = config.validate() {
                     return Served::Refused(Refusal::BadConfig(e));
@@ -63,11 +75,17 @@ impl FakeNetd {
                 Served::Answer(Answer::Done, vec![])
             }
             Request::Watch => {
-                let first = Event::Changed { config: Box::new(state.config.clone()), status: Box::new(state.status()) };
-                Served::Stream(Answer::Done, Box::new(move |stream| {
-                    let _ = stream.send(&first);
-                    std::thread::park();
-                }))
+                let first = Event::Changed {
+                    config: Box::new(state.config.clone()),
+                    status: Box::new(state.status()),
+                };
+                Served::Stream(
+                    Answer::Done,
+                    Box::new(move |stream| {
+                        let _ = stream.send(&first);
+                        std::thread::park();
+                    }),
+                )
             }
         }
     }
@@ -93,8 +111,21 @@ impl State {
     fn status(&self) -> NetworkStatus {
         NetworkStatus {
             revision: self.revision,
-            nics: vec![NicStatus { name: "vmnic0".into(), mac: MacAddr([2, 0, 0, 0, 0, 1]), driver: "test".into(), pci: None, link: true, speed_mbps: Some(1000), vswitch: Some("vSwitch0".into()) }],
-            vswitches: vec![SwitchStatus { name: "vSwitch0".into(), uplinks: vec!["vmnic0".into()], mtu: 1500, link: true }],
+            nics: vec![NicStatus {
+                name: "vmnic0".into(),
+                mac: MacAddr([2, 0, 0, 0, 0, 1]),
+                driver: "test".into(),
+                pci: None,
+                link: true,
+                speed_mbps: Some(1000),
+                vswitch: Some("vSwitch0".into()),
+            }],
+            vswitches: vec![SwitchStatus {
+                name: "vSwitch0".into(),
+                uplinks: vec!["vmnic0".into()],
+                mtu: 1500,
+                link: true,
+            }],
             vmkernel_adapters: vec![AdapterStatus {
                 name: "vmk0".into(),
                 ifindex: Some(3),
@@ -104,7 +135,11 @@ impl State {
                 gateway: None,
                 dhcp: None,
             }],
-            problems: vec![Problem { code: "no-link".into(), message: "vmnic1 has no link".into(), remedy: "plug it in".into() }],
+            problems: vec![Problem {
+                code: "no-link".into(),
+                message: "vmnic1 has no link".into(),
+                remedy: "plug it in".into(),
+            }],
             ..NetworkStatus::default()
         }
     }

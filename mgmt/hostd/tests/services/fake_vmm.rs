@@ -40,7 +40,11 @@ struct Life {
 
 impl FakeVmm {
     /// Starts it. A command line with `broken` makes it end at once, as a monitor does that cannot run its machine.
-    pub(crate) fn start(dir: &Path, mut given: Given, ended: impl Fn(i32, Option<String>) + Send + Sync + 'static) -> Option<Arc<Self>> {
+    pub(crate) fn start(
+        dir: &Path,
+        mut given: Given,
+        ended: impl Fn(i32, Option<String>) + Send + Sync + 'static,
+    ) -> Option<Arc<Self>> {
         std::fs::create_dir_all(dir).unwrap();
         let control = UnixListener::bind(dir.join("control.sock")).unwrap();
         let console = UnixListener::bind(dir.join("console.sock")).unwrap();
@@ -56,8 +60,24 @@ impl FakeVmm {
         }
         let memory_bytes = File::from(given[fd_names::MEMORY].try_clone().unwrap()).metadata().unwrap().len();
         let button_ignored = config.boot.cmdline.contains("deaf");
-        let life = Life { state: MachineState::Running, resets: 0, given: Some(given), control: vec![], consoles: vec![], printed: vec![], button_ignored, buttons: 0 };
-        let vmm = Arc::new(Self { config, names, memory_bytes, dir: dir.to_owned(), life: Mutex::new(life), ended: Box::new(ended) });
+        let life = Life {
+            state: MachineState::Running,
+            resets: 0,
+            given: Some(given),
+            control: vec![],
+            consoles: vec![],
+            printed: vec![],
+            button_ignored,
+            buttons: 0,
+        };
+        let vmm = Arc::new(Self {
+            config,
+            names,
+            memory_bytes,
+            dir: dir.to_owned(),
+            life: Mutex::new(life),
+            ended: Box::new(ended),
+        });
         vmm.print(b"Hello from the guest\r\n");
         let one = Arc::clone(&vmm);
         std::thread::spawn(move || {

@@ -40,9 +40,17 @@ pub(crate) fn boot() -> Boot {
         version: "test".into(),
         boot_id: "11111111-1111-4111-8111-111111111111".into(),
         light: true,
-        word_errors: vec![WordError { origin: "kernel command line".into(), word: "colour=blue".into(), problem: "there is no such word".into() }],
+        word_errors: vec![WordError {
+            origin: "kernel command line".into(),
+            word: "colour=blue".into(),
+            problem: "there is no such word".into(),
+        }],
         timeline: vec![Step { name: "units".into(), at_ms: 42 }],
-        problems: vec![Problem { code: "driver-failed".into(), message: "a driver failed".into(), remedy: "look".into() }],
+        problems: vec![Problem {
+            code: "driver-failed".into(),
+            message: "a driver failed".into(),
+            remedy: "look".into(),
+        }],
         state: Some(StateVolume { device: "/dev/vda2".into(), bytes: 1 << 30, grown: false }),
         ..Boot::default()
     }
@@ -106,7 +114,16 @@ impl Host {
 
     pub(crate) fn arguments(&self) -> Vec<std::ffi::OsString> {
         let at = |name: &str| self.dir.path().join(name).into_os_string();
-        vec!["--state".into(), at("state"), "--datastore".into(), at("datastore"), "--run".into(), at("run"), "--listen".into(), "127.0.0.1:0".into()]
+        vec![
+            "--state".into(),
+            at("state"),
+            "--datastore".into(),
+            at("datastore"),
+            "--run".into(),
+            at("run"),
+            "--listen".into(),
+            "127.0.0.1:0".into(),
+        ]
     }
 
     pub(crate) fn start_hostd(&mut self) {
@@ -116,7 +133,8 @@ impl Host {
 
     /// Starts the host agent by `command`, to which its arguments are added; returns when it serves.
     pub(crate) fn start_as(&mut self, mut command: Command) {
-        let mut child = command.args(self.arguments()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
+        let mut child =
+            command.args(self.arguments()).stderr(Stdio::piped()).stdin(Stdio::null()).spawn().unwrap();
         let stderr = BufReader::new(child.stderr.take().unwrap());
         self.hostd = Some(child);
         let (serves, ready): (_, Receiver<()>) = channel();
@@ -151,7 +169,8 @@ impl Host {
     }
 
     pub(crate) fn put(&self, path: &str, bytes: &[u8]) {
-        let answer = http::send(&self.socket(), "PUT", &format!("/datastores/datastore1/files/{path}"), bytes);
+        let answer =
+            http::send(&self.socket(), "PUT", &format!("/datastores/datastore1/files/{path}"), bytes);
         assert_eq!(answer.status, 201, "{}", String::from_utf8_lossy(&answer.body));
     }
 

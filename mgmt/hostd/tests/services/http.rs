@@ -17,11 +17,13 @@ pub(crate) struct Answer {
 
 impl Answer {
     pub(crate) fn json(&self) -> Value {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     pub(crate) fn read<T: DeserializeOwned>(&self) -> T {
-        serde_json::from_slice(&self.body).unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
+        serde_json::from_slice(&self.body)
+            .unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&self.body)))
     }
 
     /// The fault's name and the wrong field.
@@ -40,7 +42,15 @@ pub(crate) fn connect(socket: &Path) -> UnixStream {
 
 /// Percent-encodes what a path cannot hold.
 pub(crate) fn encoded(path: &str) -> String {
-    path.bytes().map(|b| if b.is_ascii_alphanumeric() || b"-._~/?=&".contains(&b) { (b as char).to_string() } else { format!("%{b:02X}") }).collect()
+    path.bytes()
+        .map(|b| {
+            if b.is_ascii_alphanumeric() || b"-._~/?=&".contains(&b) {
+                (b as char).to_string()
+            } else {
+                format!("%{b:02X}")
+            }
+        })
+        .collect()
 }
 
 pub(crate) fn head(method: &str, path: &str, length: Option<usize>) -> String {
@@ -63,7 +73,9 @@ pub(crate) fn send_chunked(socket: &Path, method: &str, path: &str, body: &[u8])
     let head = head(method, path, None).replace("\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n");
     stream.write_all(head.as_bytes()).unwrap();
     for part in body.chunks(64 << 10) {
-        let sent = write!(stream, "{:x}\r\n", part.len()).and_then(|()| stream.write_all(part)).and_then(|()| stream.write_all(b"\r\n"));
+        let sent = write!(stream, "{:x}\r\n", part.len())
+            .and_then(|()| stream.write_all(part))
+            .and_then(|()| stream.write_all(b"\r\n"));
         if sent.is_err() {
             break;
         }
@@ -76,7 +88,11 @@ pub(crate) fn send_chunked(socket: &Path, method: &str, path: &str, body: &[u8])
 pub(crate) fn answer_head(stream: &mut BufReader<UnixStream>) -> (u16, Option<usize>, bool) {
     let mut line = String::new();
     stream.read_line(&mut line).unwrap();
-    let status = line.split(' ').nth(1).and_then(|s| s.parse().ok()).unwrap_or_else(|| panic!("no status line: {line:?}"));
+    let status = line
+        .split(' ')
+        .nth(1)
+        .and_then(|s| s.parse().ok())
+        .unwrap_or_else(|| panic!("no status line: {line:?}"));
     let (mut length, mut chunked) = (None, false);
     loop {
         line.clear();

@@ -19,20 +19,32 @@ fn a_vm_lives_from_creation_to_deletion() {
         "cmdline": "console=ttyS0", "disks": [{ "size_mib": 8 }], "nics": [{ "port_group": "VM Network" }],
     }));
     assert_eq!((vm.power_state, vm.directory.as_str()), (PowerState::PoweredOff, "[datastore1] web 1"));
-    assert_eq!((vm.disks[0].path.as_str(), vm.disks[0].size_bytes), ("[datastore1] web 1/disk0.img", 8 << 20));
+    assert_eq!(
+        (vm.disks[0].path.as_str(), vm.disks[0].size_bytes),
+        ("[datastore1] web 1/disk0.img", 8 << 20)
+    );
     assert!(vm.nics[0].mac.starts_with("02:"));
 
     let task = host.succeed(&host.power(vm.id, "on"));
-    assert_eq!((task.name.as_str(), task.target, task.progress), ("Power On Virtual Machine", vm.id.to_string(), 100));
+    assert_eq!(
+        (task.name.as_str(), task.target, task.progress),
+        ("Power On Virtual Machine", vm.id.to_string(), 100)
+    );
     let monitor = host.init.monitor(vm.id);
-    assert_eq!(monitor.names, ["config", "console-log", "disk0", "initramfs", "kernel", "kvm", "memory", "nic0"]);
+    assert_eq!(
+        monitor.names,
+        ["config", "console-log", "disk0", "initramfs", "kernel", "kvm", "memory", "nic0"]
+    );
     assert_eq!((monitor.memory_bytes, monitor.config.uuid), (64 << 20, vm.id));
     assert_eq!(monitor.config.nics[0].mac, vm.nics[0].mac);
     assert!(monitor.memory_is_sealed());
     assert_eq!(host.netd.taps(), ["VM Network"]);
     assert_eq!(host.init.holds().0, [format!("vm/{} memory", vm.id)]);
     let on = host.vm(vm.id);
-    assert_eq!((on.power_state, on.uptime_s, on.memory_touched_mib), (PowerState::PoweredOn, Some(3), Some(7)));
+    assert_eq!(
+        (on.power_state, on.uptime_s, on.memory_touched_mib),
+        (PowerState::PoweredOn, Some(3), Some(7))
+    );
     assert_eq!(host.get("/host").read::<Host>().memory.reserved_for_vms_bytes, 64 << 20);
 
     // What a running VM does not allow.
@@ -43,17 +55,28 @@ fn a_vm_lives_from_creation_to_deletion() {
         (http::send(&host.socket(), "DELETE", &format!("/vms/{}", vm.id), b""), "InvalidPowerState"),
         (http::send(&host.socket(), "PUT", "/datastores/datastore1/files/vmlinuz", b"x"), "FileInUse"),
         (http::send(&host.socket(), "DELETE", "/datastores/datastore1/files/isos/initrd", b""), "FileInUse"),
-        (http::send(&host.socket(), "PUT", "/datastores/datastore1/files/web 1/disk0.img", b"x"), "FileInUse"),
+        (
+            http::send(&host.socket(), "PUT", "/datastores/datastore1/files/web 1/disk0.img", b"x"),
+            "FileInUse",
+        ),
         (http::send(&host.socket(), "PUT", "/datastores/datastore1/files/web 1/vm.toml", b"x"), "FileInUse"),
     ] {
-        assert_eq!((answer.status, answer.fault().0.as_str()), (409, fault), "{}", String::from_utf8_lossy(&answer.body));
+        assert_eq!(
+            (answer.status, answer.fault().0.as_str()),
+            (409, fault),
+            "{}",
+            String::from_utf8_lossy(&answer.body)
+        );
     }
 
     // Two VMs never open one image.
     let twin = host.create(&json!({ "name": "twin", "memory_mib": 64, "kernel": "[datastore1] vmlinuz", "disks": [{ "path": "[datastore1] web 1/disk0.img" }] }));
     let refused = host.wait(&host.power(twin.id, "on"));
     let problem = refused.error.unwrap();
-    assert_eq!((format!("{:?}", problem.fault), problem.field.as_deref()), ("FileInUse".into(), Some("disks[0].path")));
+    assert_eq!(
+        (format!("{:?}", problem.fault), problem.field.as_deref()),
+        ("FileInUse".into(), Some("disks[0].path"))
+    );
     host.succeed(&http::send(&host.socket(), "DELETE", &format!("/vms/{}", twin.id), b""));
 
     host.succeed(&host.power(vm.id, "pause"));
@@ -64,12 +87,21 @@ fn a_vm_lives_from_creation_to_deletion() {
 
     host.succeed(&host.power(vm.id, "shutdown"));
     let off = host.vm(vm.id);
-    assert_eq!((off.power_state, off.last_exit.as_deref()), (PowerState::PoweredOff, Some("The guest switched itself off.")));
+    assert_eq!(
+        (off.power_state, off.last_exit.as_deref()),
+        (PowerState::PoweredOff, Some("The guest switched itself off."))
+    );
     assert_eq!(host.init.holds(), (vec![], vec![]));
     assert!(host.netd.taps().is_empty());
     assert_eq!(host.power(vm.id, "off").fault().0, "InvalidPowerState");
 
-    let changed: Vm = host.send("PATCH", &format!("/vms/{}", vm.id), &json!({ "memory_mib": 32, "initramfs": "", "cmdline": "new" })).read();
+    let changed: Vm = host
+        .send(
+            "PATCH",
+            &format!("/vms/{}", vm.id),
+            &json!({ "memory_mib": 32, "initramfs": "", "cmdline": "new" }),
+        )
+        .read();
     assert_eq!((changed.memory_mib, changed.initramfs, changed.cmdline.as_str()), (32, None, "new"));
     host.succeed(&host.power(vm.id, "on"));
     host.succeed(&host.power(vm.id, "off"));
@@ -78,7 +110,10 @@ fn a_vm_lives_from_creation_to_deletion() {
     host.succeed(&http::send(&host.socket(), "DELETE", &format!("/vms/{}", vm.id), b""));
     assert_eq!(host.get(&format!("/vms/{}", vm.id)).status, 404);
     let after: Vec<String> = host.everything();
-    assert_eq!(after.iter().filter(|f| f.starts_with('/')).collect::<Vec<_>>(), before.iter().filter(|f| f.starts_with('/')).collect::<Vec<_>>());
+    assert_eq!(
+        after.iter().filter(|f| f.starts_with('/')).collect::<Vec<_>>(),
+        before.iter().filter(|f| f.starts_with('/')).collect::<Vec<_>>()
+    );
     assert!(!after.iter().any(|f| f.contains("[[vm]]")));
 }
 
@@ -99,16 +134,30 @@ fn the_console_is_read_streamed_and_typed_into() {
     let mut seen = String::new();
     let mut until = |text: &str| {
         while !seen.contains(text) {
-            seen.push_str(&String::from_utf8(http::chunk(&mut stream).unwrap_or_else(|| panic!("the stream ended at {seen:?}"))).unwrap());
+            seen.push_str(
+                &String::from_utf8(
+                    http::chunk(&mut stream).unwrap_or_else(|| panic!("the stream ended at {seen:?}")),
+                )
+                .unwrap(),
+            );
         }
     };
     until("Hello from the guest\r\n");
     let typed = http::send(&host.socket(), "POST", &format!("/vms/{}/console/input", vm.id), b"root\n");
     assert_eq!(typed.status, 204);
     until("you typed: root\n");
-    let too_much = http::send(&host.socket(), "POST", &format!("/vms/{}/console/input", vm.id), &vec![b'x'; (64 << 10) + 1]);
+    let too_much = http::send(
+        &host.socket(),
+        "POST",
+        &format!("/vms/{}/console/input", vm.id),
+        &vec![b'x'; (64 << 10) + 1],
+    );
     assert_eq!(too_much.status, 413);
-    assert!(String::from_utf8(host.get(&format!("/vms/{}/console/log", vm.id)).body).unwrap().contains("you typed: root\n"));
+    assert!(
+        String::from_utf8(host.get(&format!("/vms/{}/console/log", vm.id)).body)
+            .unwrap()
+            .contains("you typed: root\n")
+    );
 
     // A second reader that leaves is noticed although the guest is silent.
     let mut other = http::connect(&host.socket());
@@ -127,7 +176,10 @@ fn the_console_is_read_streamed_and_typed_into() {
     }
     host.init.wait_empty();
     assert_eq!(host.vm(vm.id).power_state, PowerState::PoweredOff);
-    assert!(String::from_utf8(host.get(&format!("/vms/{}/console/log", vm.id)).body).unwrap().contains("Hello"), "the log stays after the end");
+    assert!(
+        String::from_utf8(host.get(&format!("/vms/{}/console/log", vm.id)).body).unwrap().contains("Hello"),
+        "the log stays after the end"
+    );
 }
 
 #[test]
@@ -135,7 +187,9 @@ fn a_killed_host_agent_finds_and_controls_its_vms_again() {
     let Some(mut host) = Whole::start_with_kvm() else { return };
     let running = host.create(&spec("running"));
     let ending = host.create(&spec("ending"));
-    let deaf = host.create(&json!({ "name": "deaf", "memory_mib": 64, "kernel": "[datastore1] vmlinuz", "cmdline": "deaf" }));
+    let deaf = host.create(
+        &json!({ "name": "deaf", "memory_mib": 64, "kernel": "[datastore1] vmlinuz", "cmdline": "deaf" }),
+    );
     for vm in [&running, &ending, &deaf] {
         host.succeed(&host.power(vm.id, "on"));
     }
@@ -194,12 +248,22 @@ fn a_vm_that_cannot_start_says_why_and_holds_nothing() {
 #[test]
 fn one_task_works_on_a_vm_and_a_wait_can_be_cancelled() {
     let Some(host) = Whole::start_with_kvm() else { return };
-    let vm = host.create(&json!({ "name": "deaf", "memory_mib": 64, "kernel": "[datastore1] vmlinuz", "cmdline": "deaf" }));
+    let vm = host.create(
+        &json!({ "name": "deaf", "memory_mib": 64, "kernel": "[datastore1] vmlinuz", "cmdline": "deaf" }),
+    );
     host.succeed(&host.power(vm.id, "on"));
     let waiting: Task = host.power(vm.id, "shutdown").read();
     assert!(waiting.cancelable && waiting.who.contains("root"));
-    for answer in [host.power(vm.id, "off"), host.send("PATCH", &format!("/vms/{}", vm.id), &json!({})), http::send(&host.socket(), "DELETE", &format!("/vms/{}", vm.id), b"")] {
-        assert!(["TaskInProgress", "InvalidPowerState"].contains(&answer.fault().0.as_str()), "{}", String::from_utf8_lossy(&answer.body));
+    for answer in [
+        host.power(vm.id, "off"),
+        host.send("PATCH", &format!("/vms/{}", vm.id), &json!({})),
+        http::send(&host.socket(), "DELETE", &format!("/vms/{}", vm.id), b""),
+    ] {
+        assert!(
+            ["TaskInProgress", "InvalidPowerState"].contains(&answer.fault().0.as_str()),
+            "{}",
+            String::from_utf8_lossy(&answer.body)
+        );
         assert_eq!(answer.status, 409);
     }
     assert_eq!(host.power(vm.id, "off").fault().0, "TaskInProgress");
@@ -221,13 +285,24 @@ fn without_init_and_netd_the_host_says_so_and_recovers() {
     assert!(codes.contains(&"init-unreachable") && codes.contains(&"netd-unreachable"), "{codes:?}");
     agent.put("vmlinuz", &crate::host::bzimage());
     let vm = agent.create(&spec("early"));
-    for answer in [agent.power(vm.id, "on"), agent.get("/network"), agent.get("/logs"), http::send(&agent.socket(), "DELETE", &format!("/vms/{}", vm.id), b"")] {
-        assert_eq!((answer.status, answer.fault().0.as_str()), (503, "HostNotReachable"), "{}", String::from_utf8_lossy(&answer.body));
+    for answer in [
+        agent.power(vm.id, "on"),
+        agent.get("/network"),
+        agent.get("/logs"),
+        http::send(&agent.socket(), "DELETE", &format!("/vms/{}", vm.id), b""),
+    ] {
+        assert_eq!(
+            (answer.status, answer.fault().0.as_str()),
+            (503, "HostNotReachable"),
+            "{}",
+            String::from_utf8_lossy(&answer.body)
+        );
     }
     let init = FakeInit::start(&agent.run(), boot());
     let _netd = FakeNetd::start(&agent.run());
     init.wait_watched();
-    let reached = || !agent.get("/host").read::<Host>().conditions.iter().any(|c| c.code == "init-unreachable");
+    let reached =
+        || !agent.get("/host").read::<Host>().conditions.iter().any(|c| c.code == "init-unreachable");
     agent.until("init is not heard", reached);
     let host: Host = agent.get("/host").read();
     let codes: Vec<&str> = host.conditions.iter().map(|c| c.code.as_str()).collect();
@@ -256,14 +331,22 @@ fn the_network_is_shown_and_changed() {
     assert!(matches!(fixed.vmkernel_adapters[0].ipv4, keelson_api::Ipv4Setting::Static { .. }));
     let before = host.netd.config();
     for (body, field) in [
-        (json!({ "ipv4": { "mode": "static", "address": "192.0.2.20/24", "gateway": "198.51.100.1" } }), "ipv4.gateway"),
+        (
+            json!({ "ipv4": { "mode": "static", "address": "192.0.2.20/24", "gateway": "198.51.100.1" } }),
+            "ipv4.gateway",
+        ),
         (json!({ "ipv4": { "mode": "static", "address": "192.0.2.0/24" } }), "ipv4.address"),
         (json!({ "services": [] }), "services"),
         (json!({ "dns": { "servers": ["1.1.1.1", "1.1.1.2", "1.1.1.3", "1.1.1.4"] } }), "dns.servers"),
         (json!({ "colour": "blue" }), "colour"),
     ] {
         let answer = host.send("PATCH", path, &body);
-        assert_eq!((answer.status, answer.fault()), (400, ("InvalidArgument".into(), field.into())), "{}", String::from_utf8_lossy(&answer.body));
+        assert_eq!(
+            (answer.status, answer.fault()),
+            (400, ("InvalidArgument".into(), field.into())),
+            "{}",
+            String::from_utf8_lossy(&answer.body)
+        );
     }
     assert_eq!(host.send("PATCH", "/network/vmkernel-adapters/vmk7", &json!({})).status, 404);
     assert_eq!(host.netd.config(), before);
@@ -285,7 +368,10 @@ fn the_host_is_named_and_shut_down() {
     host.host.start_hostd();
     assert_eq!(host.get("/identity").json()["hostname"], "esx7");
     assert_eq!(host.init.told().iter().filter(|t| *t == "hostname esx7").count(), 2);
-    assert_eq!(host.send("POST", "/power", &json!({ "action": "reboot", "guest_deadline_s": 3601 })).fault().1, "guest_deadline_s");
+    assert_eq!(
+        host.send("POST", "/power", &json!({ "action": "reboot", "guest_deadline_s": 3601 })).fault().1,
+        "guest_deadline_s"
+    );
     assert_eq!(host.send("POST", "/power", &json!({ "action": "explode" })).status, 400);
     host.succeed(&host.send("POST", "/power", &json!({ "action": "reboot", "guest_deadline_s": 5 })));
     assert!(host.init.told().contains(&"power Reboot 5000".to_owned()));

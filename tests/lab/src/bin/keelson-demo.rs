@@ -54,11 +54,16 @@ fn show_screen(console: &Console) {
 
 fn demo(keep: bool) -> Result<()> {
     // Bound before the lab's network is entered: it stays in the network that this machine's user is in.
-    let outside = keep.then(|| std::net::TcpListener::bind(FORWARDED).with_context(|| format!("{FORWARDED} is taken"))).transpose()?;
+    let outside = keep
+        .then(|| std::net::TcpListener::bind(FORWARDED).with_context(|| format!("{FORWARDED} is taken")))
+        .transpose()?;
     let net = LabNet::enter()?;
     let _dhcp = DhcpServer::start("lab0", Default::default())?;
     let image = std::fs::metadata(artefacts::image("keelson.efi")?)?.len();
-    println!("An emulated server: 2 processors, 2 GiB, UEFI, one disk with the image, one NIC. Runs by {}.", accelerator(true).1);
+    println!(
+        "An emulated server: 2 processors, 2 GiB, UEFI, one disk with the image, one NIC. Runs by {}.",
+        accelerator(true).1
+    );
     let mut options = ServerOptions::new("demo", BootFrom::Disk);
     options.echo = std::env::var_os("KEELSON_ECHO").is_some();
     let server = Server::start(&net, &options)?;
@@ -79,7 +84,13 @@ fn demo(keep: bool) -> Result<()> {
     for step in &host.boot_timeline {
         println!("  {:8}  {}", step.at_ms, step.name);
     }
-    println!("  {} {} on {}; KVM: {}", host.identity.product, host.identity.version, host.kernel, if host.kvm.available { "yes" } else { "no" });
+    println!(
+        "  {} {} on {}; KVM: {}",
+        host.identity.product,
+        host.identity.version,
+        host.kernel,
+        if host.kvm.available { "yes" } else { "no" }
+    );
     for condition in &host.conditions {
         println!("  note: {} ({})", condition.message, condition.remedy);
     }
@@ -94,7 +105,10 @@ fn demo(keep: bool) -> Result<()> {
         }
     })?;
     let vm = client.create_vm(&operator::guest_spec("demo", "dhcp"))?;
-    steps.say(&format!("virtual machine `{}` ({}) created; powering it on; its serial console:", vm.name, vm.id));
+    steps.say(&format!(
+        "virtual machine `{}` ({}) created; powering it on; its serial console:",
+        vm.name, vm.id
+    ));
     let called = Instant::now();
     let task = client.vm_power(vm.id, VmPowerAction::On)?;
     operator::finish(&client, task)?;
@@ -116,7 +130,9 @@ fn demo(keep: bool) -> Result<()> {
     console.wait("answer=42", PATIENCE)?;
     let guest_address = console.address(PATIENCE)?;
     let page = operator::fetch_page(guest_address, PATIENCE)?;
-    steps.say(&format!("from outside the server, through vmnic0 and vSwitch0: http://{guest_address}/ says `{page}`"));
+    steps.say(&format!(
+        "from outside the server, through vmnic0 and vSwitch0: http://{guest_address}/ says `{page}`"
+    ));
 
     if let Some(outside) = outside {
         return stay(&steps, &server, &client, outside, &address, &pin.to_string());
@@ -141,7 +157,14 @@ fn demo(keep: bool) -> Result<()> {
     Ok(())
 }
 
-fn stay(steps: &Steps, server: &Server, client: &Client, outside: std::net::TcpListener, address: &str, pin: &str) -> Result<()> {
+fn stay(
+    steps: &Steps,
+    server: &Server,
+    client: &Client,
+    outside: std::net::TcpListener,
+    address: &str,
+    pin: &str,
+) -> Result<()> {
     let keelctl = artefacts::binary("keelctl")?;
     let keelctl = keelctl.display();
     let socket = forward::console(&server.console, server.directory())?;
@@ -150,7 +173,10 @@ fn stay(steps: &Steps, server: &Server, client: &Client, outside: std::net::TcpL
     println!("  fingerprint    {pin}");
     println!("  command line   {keelctl} login {FORWARDED} --fingerprint {pin}");
     println!("                 {keelctl} host; {keelctl} vm list; {keelctl} vm console demo");
-    println!("  host console   socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{}   (Ctrl-] leaves)", socket.display());
+    println!(
+        "  host console   socat -,raw,echo=0,escape=0x1d UNIX-CONNECT:{}   (Ctrl-] leaves)",
+        socket.display()
+    );
     let _ = client;
     forward::tcp(&outside, (address.parse::<std::net::Ipv4Addr>()?, 443).into());
     server.wait_off(Duration::MAX).map(|_| ())
