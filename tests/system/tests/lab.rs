@@ -1,5 +1,6 @@
 //! Emulated servers: the shipped image boots as a server boots it, and a stock Debian kernel runs on it as a guest. One test, one
 //! network; a server is booted once for all that it can show.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test ends by panicking
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

@@ -1,5 +1,6 @@
 //! Light hosts: the shipped init, netd, hostd and dcui, driven from outside as a user does. One test, one network, one host (or two
 //! in a row on the same state).
+#![allow(clippy::unwrap_used, clippy::panic)] // a test ends by panicking
 
 use std::collections::BTreeSet;
 use std::path::Path;

@@ -1,4 +1,5 @@
 //! The source tree keeps its own rules: which crate may know which, where `unsafe` may stand, the lowest Rust, licences.
+#![allow(clippy::unwrap_used, clippy::panic)] // a test ends by panicking
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

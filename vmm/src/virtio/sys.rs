@@ -130,3 +130,10 @@ pub(super) fn attach_tun(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<(
     unsafe { request::set_iff(fd.as_raw_fd(), std::ptr::from_mut(&mut interface)) }?;
     Ok(())
 }
+
+/// An event's descriptor, borrowed: `EventFd` itself lends only its number.
+#[cfg(test)]
+pub(super) fn descriptor(event: &vmm_sys_util::eventfd::EventFd) -> BorrowedFd<'_> {
+    // SAFETY: the descriptor is `event`'s, which the result borrows and so does not outlive.
+    unsafe { BorrowedFd::borrow_raw(std::os::fd::AsRawFd::as_raw_fd(event)) }
+}

@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -58,11 +57,8 @@ impl FakeRouter {
     }
 }
 
-#[allow(unsafe_code)]
 fn readable(event: &EventFd, patience: Duration) -> bool {
-    // SAFETY: the descriptor is `event`'s, which outlives the call.
-    let fd = unsafe { BorrowedFd::borrow_raw(event.as_raw_fd()) };
-    let mut fds = [PollFd::new(fd, PollFlags::POLLIN)];
+    let mut fds = [PollFd::new(super::sys::descriptor(event), PollFlags::POLLIN)];
     poll(&mut fds, PollTimeout::try_from(patience).unwrap()).unwrap() == 1
 }
 

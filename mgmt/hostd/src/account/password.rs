@@ -169,6 +169,6 @@ mod tests {
         assert_eq!(Hash::parse(&salted("$argon2id$v=19$m=4000000,t=3,p=4")), Err(PasswordError::TooCostly));
         assert_eq!(Hash::parse("$argon2id$v=19$m=65536,t=3,p=4"), Err(PasswordError::Incomplete));
         assert!(matches!(Hash::parse("secret"), Err(PasswordError::NotPhc(_))));
-        assert!(matches!(Hash::parse("$6$salt$hash"), Err(_)));
+        assert!(Hash::parse("$6$salt$hash").is_err());
     }
 }
