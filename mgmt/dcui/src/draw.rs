@@ -164,35 +164,41 @@ fn main_screen(app: &App, buffer: &mut Buffer, area: Rect) {
     );
 }
 
-/// The notices from line `y` on; what does not fit is counted.
+/// The notices from line `y` on: whole, with what to do, where all fit; else the first line of each, so that every one is named
+/// while there is room; the rest is counted.
 fn notices(app: &App, buffer: &mut Buffer, area: Rect, mut y: u16) {
+    let width = usize::from(area.width).saturating_sub(6);
+    let room = usize::from(area.bottom().saturating_sub(1).saturating_sub(y));
     let notices = app.facts.notices();
-    let bottom = area.bottom().saturating_sub(1);
-    let count = notices.len();
-    for (n, notice) in notices.iter().enumerate() {
-        let text = format!("{} {}", notice.message, notice.remedy);
-        let lines = wrap(&text, usize::from(area.width).saturating_sub(6));
-        let room = usize::from(bottom.saturating_sub(y));
-        let rest = count - n;
-        // A line is kept for the count, unless this is the last one.
-        if lines.len() + usize::from(rest > 1) > room {
-            if room > 0 {
-                let more = if rest == 1 {
-                    notice.message.clone()
-                } else {
-                    format!("{rest} more notices: keelctl host shows them")
-                };
-                put(buffer, 1, y, " ! ", ALERT);
-                put(buffer, 5, y, &more, BOTTOM);
-            }
-            return;
-        }
+    let whole = |n: &crate::facts::Notice| wrap(&format!("{} {}", n.message, n.remedy), width);
+    let mut shown: Vec<Vec<String>> = notices.iter().map(whole).collect();
+    if shown.iter().map(Vec::len).sum::<usize>() > room {
+        shown = notices.iter().map(|n| first_line(&n.message, width)).collect();
+    }
+    if shown.len() > room {
+        let rest = shown.len() - room.saturating_sub(1);
+        shown.truncate(room.saturating_sub(1));
+        shown.push(vec![format!("{rest} more notices: keelctl host shows them")]);
+        shown.truncate(room);
+    }
+    for lines in shown {
         put(buffer, 1, y, " ! ", ALERT);
         for line in lines {
             put(buffer, 5, y, &line, BOTTOM);
             y += 1;
         }
     }
+}
+
+/// A text's first line, with a sign that it goes on.
+fn first_line(text: &str, width: usize) -> Vec<String> {
+    let mut lines = wrap(text, width.saturating_sub(2));
+    let more = lines.len() > 1;
+    lines.truncate(1);
+    if let (true, Some(line)) = (more, lines.first_mut()) {
+        line.push_str(" …");
+    }
+    lines
 }
 
 fn count(n: u32, what: &str) -> String {

@@ -203,8 +203,15 @@ fn conditions_and_silent_daemons_are_told() {
     ] {
         assert!(big.contains(text), "{text}: {big}");
     }
-    // 80x24 says that there is more than fits.
+    // 80x24 has no room for what to do, but names each.
     app.learn(Fact::Network(Err("it closed the connection".into())));
+    shows(&app, &["hostd", "netd", "vmnic0 has no link", "adress=1"]);
+    let wrong = |n| WordError {
+        origin: "kernel command line".into(),
+        word: format!("w{n}=1"),
+        problem: "no such word".into(),
+    };
+    app.learn(Fact::Boot(Ok(Box::new(Boot { word_errors: (0..9).map(wrong).collect(), ..Boot::default() }))));
     shows(&app, &["more notices"]);
 }
 
