@@ -6,7 +6,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use keelson_api::client::{Client, Fingerprint, certificate_of};
+use keelson_api::client::{Client, ClientError, Fingerprint, certificate_of};
 use keelson_api::{DiskSpec, Login, NicSpec, ROOT, Task, TaskState, Vm, VmSpec};
 
 use crate::console::{Console, keys};
@@ -101,6 +101,19 @@ pub fn log_in(address: &str, pin: Fingerprint, password: &str) -> Result<Client>
     let client = Client::https(address, pin)?;
     let session = client.login(&Login { username: ROOT.into(), password: password.into() })?;
     Ok(client.with_token(session.token))
+}
+
+/// Logs in as root to a host whose agent may be away for a moment: a refusal counts, a broken connection is tried again.
+pub fn log_in_again(address: &str, pin: Fingerprint, password: &str, within: Duration) -> Result<Client> {
+    let end = Instant::now() + within;
+    loop {
+        match log_in(address, pin, password) {
+            Err(e) if Instant::now() < end && e.downcast_ref::<ClientError>().is_some_and(|e| e.fault().is_none()) => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            outcome => return outcome,
+        }
+    }
 }
 
 /// Waits for a task's end; its failure is an error.
