@@ -23,7 +23,7 @@ print_timings() {
 }
 
 # Tools and the Debian or Ubuntu package that brings each: `command:package`.
-build_tools="gcc:gcc ld:binutils dpkg-deb:dpkg apt-get:apt gpgv:gpgv depmod:kmod mkfs.ext4:e2fsprogs"
+build_tools="gcc:gcc ld:binutils dpkg-deb:dpkg apt-get:apt gpgv:gpgv mkfs.ext4:e2fsprogs"
 lab_tools="qemu-system-x86_64:qemu-system-x86 ip:iproute2 unshare:util-linux setpriv:util-linux curl:curl"
 
 ensure_tools() {

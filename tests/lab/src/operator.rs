@@ -42,7 +42,7 @@ pub fn first_password(console: &Console, password: &str, within: Duration) -> Re
     console.type_keys(keys::F2)?;
     console.wait_screen("New Password", within)?;
     console.type_keys(&format!("{password}{}{password}{}", keys::TAB, keys::ENTER))?;
-    console.wait_screen("System Customization", within)
+    console.wait_screen("<Esc> Log Out", within)
 }
 
 /// A static address, as a person types it into the console's form.
@@ -93,7 +93,7 @@ pub fn configure_network(
     console.type_keys(keys::ESC)?;
     console.wait_screen("Apply changes and restart management network?", within)?;
     console.type_keys("y")?;
-    console.wait_screen("System Customization", within)
+    console.wait_screen("<Esc> Log Out", within)
 }
 
 /// Logs in as root.
@@ -108,7 +108,10 @@ pub fn log_in_again(address: &str, pin: Fingerprint, password: &str, within: Dur
     let end = Instant::now() + within;
     loop {
         match log_in(address, pin, password) {
-            Err(e) if Instant::now() < end && e.downcast_ref::<ClientError>().is_some_and(|e| e.fault().is_none()) => {
+            Err(e)
+                if Instant::now() < end
+                    && e.downcast_ref::<ClientError>().is_some_and(|e| e.fault().is_none()) =>
+            {
                 std::thread::sleep(Duration::from_millis(50));
             }
             outcome => return outcome,

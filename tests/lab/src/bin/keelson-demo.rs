@@ -72,6 +72,8 @@ fn demo(keep: bool) -> Result<()> {
     let address = operator::address_on_screen(&server.console, PATIENCE)?.to_string();
     let pin = operator::wait_api(&address, PATIENCE)?;
     let api_ready = server.power_on.elapsed();
+    // The screen breaks the fingerprint over lines; its first pairs tell that it is painted, and that it is this host's.
+    server.console.wait_screen(pin.to_string().get(..23).unwrap_or_default(), PATIENCE)?;
     steps.say("the host is up; this is its console:");
     show_screen(&server.console);
 
