@@ -57,7 +57,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("keelson-dcui", &["keelson-api", "keelson-init-control", "keelson-netcfg-control"]),
     ("keelctl", &["keelson-api"]),
     ("keelson-image", &[]),
-    ("keelson-lab", &["keelson-api"]),
+    ("keelson-lab", &["keelson-api", "keelson-vmm-control"]),
     ("keelson-system-tests", &[]),
 ];
 
