@@ -46,13 +46,13 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 
 /// A cpio archive in the `newc` format (Documentation/driver-api/early-userspace/buffer-format.rst in Linux).
 #[derive(Default)]
-struct Archive {
+pub(crate) struct Archive {
     bytes: Vec<u8>,
     inode: u32,
 }
 
 impl Archive {
-    fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
+    pub(crate) fn add(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.inode += 1;
         let fields =
             [self.inode, mode, 0, 0, 1, 0, content.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
@@ -71,7 +71,7 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
+    pub(crate) fn finish(mut self) -> Vec<u8> {
         self.add("TRAILER!!!", 0, &[]);
         self.bytes
     }

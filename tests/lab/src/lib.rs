@@ -2,6 +2,7 @@
 //! drive hosts through it, from outside, as a user does.
 
 pub mod artefacts;
+pub mod bench;
 pub mod console;
 pub mod dhcp_server;
 pub mod forward;

@@ -25,6 +25,8 @@ pub enum BootFrom {
     Disk,
     /// Kernel and initramfs handed to QEMU: a few seconds faster, for tests that are not about the firmware.
     Kernel,
+    /// The same kernel with the same command line and another initramfs, such as the bench's.
+    Initramfs(PathBuf),
 }
 
 /// What a server is made of.
@@ -166,7 +168,7 @@ impl Server {
             "virtio-rng-pci,rng=rng0",
         ]);
         command.arg("-drive").arg(format!("if=virtio,format=raw,cache=writeback,file={}", disk.display()));
-        match options.boot {
+        match &options.boot {
             BootFrom::Disk => {
                 let vars = at("vars.fd");
                 std::fs::copy(artefacts::image("ovmf/OVMF_VARS_4M.fd")?, &vars)?;
@@ -183,13 +185,13 @@ impl Server {
                         .arg(format!("type=11,value=io.systemd.stub.kernel-cmdline-extra={words}"));
                 }
             }
-            BootFrom::Kernel => {
+            from @ (BootFrom::Kernel | BootFrom::Initramfs(_)) => {
                 let base = std::fs::read_to_string(artefacts::image("cmdline")?)?;
-                command
-                    .arg("-kernel")
-                    .arg(artefacts::image("vmlinuz")?)
-                    .arg("-initrd")
-                    .arg(artefacts::image("initramfs.cpio")?);
+                let initramfs = match from {
+                    BootFrom::Initramfs(path) => path.clone(),
+                    _ => artefacts::image("initramfs.cpio")?,
+                };
+                command.arg("-kernel").arg(artefacts::image("vmlinuz")?).arg("-initrd").arg(initramfs);
                 command.arg("-append").arg(format!("{} {}", base.trim(), options.words.join(" ")));
             }
         }
