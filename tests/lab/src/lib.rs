@@ -5,6 +5,7 @@ pub mod artefacts;
 pub mod bench;
 pub mod console;
 pub mod dhcp_server;
+pub mod esp;
 pub mod forward;
 pub mod guest;
 pub mod light;

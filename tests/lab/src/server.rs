@@ -11,6 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::artefacts;
 use crate::console::Console;
+use crate::esp;
 use crate::net::LabNet;
 use crate::process::{Process, bound, scratch};
 use crate::qmp::Qmp;
@@ -50,6 +51,8 @@ pub struct ServerOptions {
     pub disk: Option<PathBuf>,
     /// How much larger than the image the server's disk is, in MiB.
     pub disk_extra_mib: u64,
+    /// What `keelson.conf` on its EFI system partition says; as shipped when `None`.
+    pub conf: Option<String>,
     /// Whether its state partition is damaged before power-on, beyond what a file-system check mends by itself.
     pub tear_state: bool,
     /// Whether its screen (VGA) exists, for pictures.
@@ -71,6 +74,7 @@ impl ServerOptions {
             svm: true,
             disk: None,
             disk_extra_mib: 256,
+            conf: None,
             tear_state: false,
             vga: false,
             echo: false,
@@ -133,6 +137,9 @@ impl Server {
                 disk
             }
         };
+        if let Some(conf) = &options.conf {
+            esp::write(&disk, "keelson.conf", conf)?;
+        }
         if options.tear_state {
             tear_state(&disk)?;
         }
@@ -283,13 +290,7 @@ fn accept_or_end(listener: &UnixListener, process: &Process) -> Result<std::os::
 fn tear_state(disk: &Path) -> Result<()> {
     use std::os::unix::fs::FileExt;
     let file = File::options().read(true).write(true).open(disk)?;
-    // The partition table's second entry (UEFI 2.10, 5.3.3): 128-byte entries from LBA 2 on, the first LBA at offset 32.
-    let mut entry = [0u8; 8];
-    file.read_exact_at(&mut entry, 2 * 512 + 128 + 32)?;
-    let start = u64::from_le_bytes(entry) * 512;
-    if start == 0 {
-        bail!("{} has no second partition", disk.display());
-    }
+    let (start, _) = esp::partition(&file, 2)?;
     Ok(file.write_all_at(&[0xa5; 4 << 20], start + 4096)?)
 }
 

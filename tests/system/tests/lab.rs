@@ -213,7 +213,9 @@ fn a_server_is_set_up_by_console_keys_alone_and_keeps_it_over_a_reboot() {
 fn a_server_without_virtualisation_and_with_a_torn_state_partition_boots_and_says_so() {
     need!(Lab);
     let net = LabNet::enter().unwrap();
-    let mut options = ServerOptions::new("torn", BootFrom::Kernel).word("keelson.address=192.0.2.62/24");
+    let mut options = ServerOptions::new("torn", BootFrom::Disk);
+    options.conf =
+        Some("# an owner's words\naddress = 192.0.2.62/24\nhostname = torn-1\nshape = round\n".into());
     options.svm = false;
     options.tear_state = true;
     let server = Server::start(&net, &options).unwrap();
@@ -223,8 +225,13 @@ fn a_server_without_virtualisation_and_with_a_torn_state_partition_boots_and_say
         let pin = operator::wait_api("192.0.2.62", PATIENCE)?;
         let facts = operator::log_in("192.0.2.62", pin, PASSWORD)?.get_host()?;
         let codes: BTreeSet<&str> = facts.conditions.iter().map(|c| c.code.as_str()).collect();
-        ensure!(codes.contains("kvm-missing") && codes.contains("state-corrupt"), "{:?}", facts.conditions);
+        ensure!(
+            codes.is_superset(&["kvm-missing", "state-corrupt", "word-ignored"].into()),
+            "{:?}",
+            facts.conditions
+        );
         ensure!(!facts.persistent && !facts.kvm.available);
+        ensure!(facts.identity.hostname == "torn-1", "the ESP's keelson.conf: {}", facts.identity.hostname);
         Ok(())
     });
 }
