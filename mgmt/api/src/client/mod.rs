@@ -37,6 +37,9 @@ const REPLY: Duration = Duration::from_secs(60);
 /// How long one write may stall.
 const STALL: Duration = Duration::from_secs(60);
 
+/// How long an upload waits for the host's go-ahead before it sends anyway.
+const GO_AHEAD: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// Where a host is reached.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Endpoint {
@@ -140,8 +143,11 @@ impl Client {
                 agent.run(agent.configure_request(request).timeout_recv_response(timeout).build())
             }
             Payload::Stream(reader, _) => {
+                // The host looks at the head first (RFC 9110, 10.1.1): what it has no room for is not sent.
+                let request = request.header("Expect", "100-continue");
                 let request = request.body(SendBody::from_reader(reader)).map_err(unwritable)?;
-                agent.run(agent.configure_request(request).timeout_recv_response(timeout).build())
+                let request = agent.configure_request(request).timeout_await_100(Some(GO_AHEAD));
+                agent.run(request.timeout_recv_response(timeout).build())
             }
         };
         let mut reply = sent.map_err(|e| ClientError::of(&doing, e))?;
