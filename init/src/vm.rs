@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{PermissionsExt, chown};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
@@ -130,10 +130,15 @@ impl Host {
 
 /// The listening sockets, which only hostd (and root) can connect to.
 fn make_sockets(dir: &Path) -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let _ = fs::remove_dir_all(dir);
-    fs::create_dir_all(dir)?;
-    fs::set_permissions(dir, fs::Permissions::from_mode(0o700))?;
-    chown(dir, Some(HOSTD_UID), Some(HOSTD_UID))?;
+    match fs::remove_dir_all(dir) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => return Err(e),
+        _ => {}
+    }
+    if let Some(parent) = dir.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    // Fresh, and root's until all in it is done: whoever owns a directory can put a link where a name was.
+    fs::DirBuilder::new().mode(0o700).create(dir)?;
     let listen = |name: &str| -> std::io::Result<OwnedFd> {
         let path = dir.join(name);
         let listener = UnixListener::bind(&path)?;
@@ -141,7 +146,9 @@ fn make_sockets(dir: &Path) -> std::io::Result<(OwnedFd, OwnedFd)> {
         chown(&path, Some(HOSTD_UID), Some(HOSTD_UID))?;
         Ok(listener.into())
     };
-    Ok((listen("control.sock")?, listen("console.sock")?))
+    let sockets = (listen("control.sock")?, listen("console.sock")?);
+    chown(dir, Some(HOSTD_UID), Some(HOSTD_UID))?;
+    Ok(sockets)
 }
 
 fn spawn(id: UnitId, uid: u32, fds: &[(&str, OwnedFd)], entry: &Entry) -> Result<i32, Errno> {

@@ -70,7 +70,8 @@ thread_local! {
 extern "C" fn kicked(_: libc::c_int) {
     let flag = IMMEDIATE_EXIT.get();
     if !flag.is_null() {
-        // SAFETY: not null means that `with_kicks` on this thread is further up the stack and keeps the vCPU's mapping alive.
+        // SAFETY: not null means that a `Kickable` lives on this thread. Its `Drop` clears the pointer before its `VcpuFd` unmaps
+        // `kvm_run`, and the handler runs on this thread only.
         unsafe { (*flag).store(1, Ordering::Relaxed) };
     }
 }
@@ -151,7 +152,8 @@ pub(crate) fn open_tap(name: &str) -> io::Result<OwnedFd> {
     }
     let flags = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR;
     request.ifr_ifru.ifru_flags = libc::c_short::try_from(flags).unwrap_or_default();
-    // SAFETY: the descriptor is open, and the kernel reads one `ifreq`, which lives across the call.
-    unsafe { tun_set_iff(std::os::fd::AsRawFd::as_raw_fd(&tap), &request) }?;
+    // SAFETY: the descriptor is open. The kernel reads one `ifreq` and writes it back (the name that it chose): the pointer is made
+    // from an exclusive borrow of a live one, and nothing else refers to it during the call.
+    unsafe { tun_set_iff(std::os::fd::AsRawFd::as_raw_fd(&tap), std::ptr::from_mut(&mut request)) }?;
     Ok(tap)
 }

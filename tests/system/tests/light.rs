@@ -9,8 +9,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use keelson_api::client::{Client, ClientError};
 use keelson_api::{
-    AdapterUpdate, Fault, HostPower, HostPowerAction, Ipv4Setting, Network, NicSpec, Origin, PasswordChange,
-    PowerState, Service, Vm, VmPowerAction, VmSpec,
+    AdapterUpdate, DiskSpec, Fault, HostPower, HostPowerAction, Ipv4Setting, Network, NicSpec, Origin,
+    PasswordChange, PowerState, Service, Vm, VmPowerAction, VmSpec,
 };
 use keelson_lab::console::keys;
 use keelson_lab::dhcp_server::DhcpServer;
@@ -438,6 +438,14 @@ fn bad_input_is_refused_precisely_and_changes_nothing() {
                 "nics[0].port_group",
             ),
         ];
+        // `[a]b` and `[a] b` are one file.
+        let disk = |path: &str| DiskSpec { path: Some(path.into()), ..DiskSpec::default() };
+        let twice = vec![disk("[datastore1] notes.txt"), disk("[datastore1]notes.txt")];
+        let cases = cases.into_iter().chain([(
+            VmSpec { disks: twice, ..good() },
+            Fault::InvalidArgument,
+            "disks[1].path",
+        )]);
         for (spec, expected, field) in cases {
             match client.create_vm(&spec) {
                 Err(ClientError::Problem(problem)) => {

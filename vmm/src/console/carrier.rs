@@ -138,6 +138,12 @@ impl Carrier {
                 }
             }
             self.clients.retain(|c| !c.gone);
+            // Who has closed waits only for the guest to read on; that must not keep others out.
+            if self.clients.len() >= MOST_CLIENTS
+                && let Some(at) = self.clients.iter().position(|c| c.closed)
+            {
+                self.clients.remove(at);
+            }
         }
     }
 

@@ -23,6 +23,8 @@ pub struct Interrupt {
     msix: Mutex<Msix>,
     isr: AtomicU8,
     needs_reset: AtomicBool,
+    /// A broken rule was logged; a guest can reset the device and break it again at will.
+    complained: AtomicBool,
     config_vector: AtomicU16,
     queue_vectors: Vec<AtomicU16>,
 }
@@ -34,6 +36,7 @@ impl Interrupt {
             msix: Mutex::new(Msix::new(router, queues.saturating_add(1))?),
             isr: AtomicU8::new(0),
             needs_reset: AtomicBool::new(false),
+            complained: AtomicBool::new(false),
             config_vector: AtomicU16::new(NO_VECTOR),
             queue_vectors: (0..queues).map(|_| AtomicU16::new(NO_VECTOR)).collect(),
         })
@@ -64,7 +67,9 @@ impl Interrupt {
     pub fn break_down(&self, device: &str, why: &dyn std::error::Error) {
         if !self.needs_reset.swap(true, Ordering::AcqRel) {
             let cause = why.source().map(|s| format!(": {s}")).unwrap_or_default();
-            log::warn!(
+            let again = self.complained.swap(true, Ordering::Relaxed);
+            log::log!(
+                if again { log::Level::Debug } else { log::Level::Warn },
                 "{device}: the guest's driver broke the rules, the device waits for a reset: {why}{cause}"
             );
             self.config();

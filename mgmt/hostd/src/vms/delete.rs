@@ -29,7 +29,9 @@ impl Vms {
             let others = self.inventory.all();
             let mut users =
                 others.iter().filter(|(other, _)| *other != id).filter_map(|(_, e)| e.document.as_ref().ok());
-            if let Some(user) = users.find(|d| d.disks.iter().any(|o| o.path == disk.path)) {
+            let own = DatastorePath::parse(&disk.path).ok();
+            let same = |other: &str| own.is_some() && DatastorePath::parse(other).ok() == own;
+            if let Some(user) = users.find(|d| d.disks.iter().any(|o| same(&o.path))) {
                 let detail = format!("`{}` of {} is a disk of {} too", disk.path, document.name, user.name);
                 return Err(
                     Problem::new(Fault::FileInUse, detail).remedy(format!("delete {} first", user.name))

@@ -119,12 +119,13 @@ impl Vms {
 
     /// The VM that uses a file and is powered on; files of VMs that are off can be replaced.
     pub fn user_of(&self, path: &DatastorePath) -> Option<String> {
-        let text = path.to_string();
+        // A document holds what was typed: `[a]b` and `[a] b` are one file.
+        let same = |text: &str| DatastorePath::parse(text).is_ok_and(|p| p == *path);
         self.inventory.all().into_iter().find_map(|(id, entry)| {
             let document = entry.document.ok()?;
-            let used = document.kernel == text
-                || document.initramfs.as_ref() == Some(&text)
-                || document.disks.iter().any(|d| d.path == text);
+            let used = same(&document.kernel)
+                || document.initramfs.as_deref().is_some_and(same)
+                || document.disks.iter().any(|d| same(&d.path));
             // While init cannot be heard every VM may run.
             let off = || {
                 self.units.vm(id).is_ok_and(|u| u.is_none_or(|u| u.state == UnitState::Ended))

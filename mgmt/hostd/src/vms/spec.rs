@@ -101,7 +101,10 @@ fn check_disks(disks: &[DiskSpec]) -> Result<(), Problem> {
     for (i, disk) in disks.iter().enumerate() {
         match (&disk.path, disk.size_mib) {
             (Some(path), None) => {
-                if !paths.insert(path.as_str()) {
+                // `[a]b` and `[a] b` are one file.
+                let canonical = crate::datastores::DatastorePath::parse(path)
+                    .map_or_else(|_| path.clone(), |p| p.to_string());
+                if !paths.insert(canonical) {
                     return Err(argument(
                         format!("disks[{i}].path"),
                         format!("`{path}` is there twice"),

@@ -229,7 +229,8 @@ impl Common {
             let fine =
                 features & !self.offered == 0 && features & feature::VERSION_1 != 0 && accepts(features);
             if !fine {
-                log::info!(
+                // A guest can cause this at every exit.
+                log::debug!(
                     "{}: the driver's features {features:#x} are refused (offered: {:#x})",
                     self.kind.name,
                     self.offered
