@@ -63,6 +63,8 @@ pub fn tree(contents: &Contents<'_>) -> Tree {
     }
     // The kernel opens it for PID 1 before anything is mounted.
     tree.put("dev/console", Node::Character(0o600, 5, 1));
+    // The language's runtime opens it for a program that comes without descriptors, before PID 1 could mount anything.
+    tree.put("dev/null", Node::Character(0o666, 1, 3));
     for (name, path) in PROGRAMS {
         if let Some(bytes) = contents.programs.get(name) {
             tree.program(path, bytes.as_slice());
@@ -126,6 +128,7 @@ mod tests {
             "sbin/e2fsck",
             "lib/modules/6/modules.dep",
             "dev/console",
+            "dev/null",
             "proc",
             "state",
         ] {
