@@ -87,7 +87,11 @@ impl Host {
 
     /// A step of the boot is done.
     pub(crate) fn step(&self, name: &str) {
-        let at_ms = clock::now_ms();
+        self.step_at(name, clock::now_ms());
+    }
+
+    /// A step of the boot was done at this time, in milliseconds.
+    pub(crate) fn step_at(&self, name: &str, at_ms: u64) {
         log::info!("{name} done at {at_ms} ms");
         self.lock().boot.timeline.push(Step { name: name.into(), at_ms });
     }

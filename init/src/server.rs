@@ -46,7 +46,7 @@ fn begin() -> std::io::Result<()> {
     let boot = Boot { version: env!("CARGO_PKG_VERSION").into(), boot_id, ..Boot::default() };
     let host = Arc::new(Host::new(false, Groups::prepare(None), settings::open_low_ports(), boot)?);
     rescue::guard(&host, &signals);
-    host.lock().boot.timeline.push(keelson_init_control::Step { name: "kernel".into(), at_ms: kernel_took });
+    host.step_at("kernel", kernel_took);
     for (what, e) in failed {
         host.problem(
             "mount-failed",
@@ -78,15 +78,13 @@ fn begin() -> std::io::Result<()> {
     host.step("storage");
     disk::bring_up(&host, &drivers);
     host.step("state");
+    drivers.wait(Stage::Words);
     words(&host, &cmdline);
     host.step("words");
     drivers.wait(Stage::Network);
     host.step("network");
     host.add_daemon(UnitId::Netd);
     host.tick();
-    drivers.wait(Stage::Machines);
-    machines(&host, &drivers);
-    host.step("machines");
     units(&host);
     host.step("units");
     journal::show_on_console(false);
@@ -94,6 +92,12 @@ fn begin() -> std::io::Result<()> {
 
     let late = Arc::clone(&host);
     let _ = std::thread::Builder::new().name("late".into()).spawn(move || {
+        drivers.allow(Stage::Machines);
+        drivers.wait(Stage::Machines);
+        machines(&late, &drivers);
+        late.step("machines");
+        disk::grow_mounted(&late);
+        drivers.allow(Stage::Later);
         drivers.wait(Stage::Later);
         for (module, e) in drivers.failures() {
             log::warn!("driver {module} was not loaded: {}", e.desc());

@@ -11,6 +11,8 @@ pub(crate) struct Superblock {
     pub(crate) label: String,
     pub(crate) block_size: u64,
     pub(crate) blocks: u64,
+    /// Unmounted in order, without errors or orphans, and not due for a check by mounts or time: what e2fsck -p passes over as well.
+    pub(crate) clean: bool,
 }
 
 impl Superblock {
@@ -28,6 +30,24 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     Some(u32::from_le_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
 }
 
+/// VALID_FS alone: neither errors nor orphans.
+const STATE_VALID: u16 = 1;
+/// The incompatible feature that says that the journal must be replayed.
+const RECOVER: u32 = 0x4;
+
+fn clean(bytes: &[u8]) -> Option<bool> {
+    let (mounts, most) = (u16_at(bytes, 0x34)?, u16_at(bytes, 0x36)?.cast_signed());
+    let by_time = u32_at(bytes, 0x44)?;
+    Some(
+        u16_at(bytes, 0x3a)? == STATE_VALID
+            && u32_at(bytes, 0x60)? & RECOVER == 0
+            && u32_at(bytes, 0xe8)? == 0
+            && u32_at(bytes, 0x194)? == 0
+            && (most <= 0 || mounts < most.cast_unsigned())
+            && by_time == 0,
+    )
+}
+
 /// Reads one; `None` when it is none.
 pub(crate) fn parse(bytes: &[u8]) -> Option<Superblock> {
     if u16_at(bytes, 0x38)? != 0xef53 {
@@ -41,6 +61,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Option<Superblock> {
         label: String::from_utf8_lossy(label).into_owned(),
         block_size: 1024 << shift,
         blocks: high | u64::from(u32_at(bytes, 0x4)?),
+        clean: clean(bytes)?,
     })
 }
 
@@ -69,6 +90,14 @@ mod tests {
             (found.label.as_str(), found.block_size, found.bytes()),
             ("KEELSON-STATE", 4096, 64 << 20)
         );
+        assert!(found.clean);
+        for (at, byte) in
+            [(0x3a, 0), (0x3a, 3), (0x60, bytes[1024 + 0x60] | 4), (0xe8, 12), (0x194, 1), (0x44, 1)]
+        {
+            let mut used = bytes[1024..2048].to_vec();
+            used[at] = byte;
+            assert!(!parse(&used).unwrap().clean, "{at:#x}");
+        }
     }
 
     proptest! {

@@ -9,4 +9,4 @@ mod state;
 
 pub(crate) use esp::{Found, keelson_conf};
 pub(crate) use grow::child as grow_child;
-pub(crate) use state::bring_up;
+pub(crate) use state::{bring_up, grow_mounted};

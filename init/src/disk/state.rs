@@ -31,7 +31,7 @@ enum Looked {
     Nothing,
 }
 
-/// Finds, checks, grows and mounts it, or mounts a /state in RAM.
+/// Finds, checks and mounts it, or mounts a /state in RAM.
 pub(crate) fn bring_up(host: &Host, drivers: &Drivers) {
     let done = match look(drivers) {
         Looked::Found(volume) => use_volume(host, &volume),
@@ -104,41 +104,66 @@ fn corrupt(host: &Host, volume: &Volume, why: &str) {
 
 /// False when it cannot be used.
 fn use_volume(host: &Host, volume: &Volume) -> bool {
-    if let Err(why) = check(&volume.device()) {
+    // What was unmounted in order needs no check; e2fsck -p would come to the same, and takes its time to.
+    let mut checked = !devices::superblock(&volume.device()).is_some_and(|s| s.clean);
+    if checked && let Err(why) = check(&volume.device()) {
         corrupt(host, volume, &why);
         return false;
     }
-    let mut grown = false;
-    let mut growing = |result: Result<bool, grow::GrowError>| match result {
-        Ok(done) => grown |= done,
-        Err(e) => host.problem(
-            "state-not-grown",
-            format!("The state partition keeps its size: {}.", keelson_init_control::logging::chain(&e)),
-            "The host works as it is; look at the disk's partition table.",
-        ),
-    };
-    growing(grow::partition(volume));
     let flags = MsFlags::MS_NODEV | MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC | MsFlags::MS_NOATIME;
     // An error on disk must not take the host down: the file system becomes read-only.
-    if let Err(e) = mount(Some(&volume.device()), "/state", Some("ext4"), flags, Some("errors=remount-ro")) {
+    let mounting = || mount(Some(&volume.device()), "/state", Some("ext4"), flags, Some("errors=remount-ro"));
+    let mut mounted = mounting();
+    if mounted.is_err() && !checked {
+        checked = true;
+        if let Err(why) = check(&volume.device()) {
+            corrupt(host, volume, &why);
+            return false;
+        }
+        mounted = mounting();
+    }
+    log::debug!("the state partition was {}checked", if checked { "" } else { "clean and not " });
+    if let Err(e) = mounted {
         corrupt(host, volume, &format!("it cannot be mounted ({})", mount_reason(e)));
         return false;
     }
-    if let Some(superblock) = devices::superblock(&volume.device()) {
-        growing(grow::file_system(volume, &superblock, Path::new("/state")));
-    }
-    let bytes = nix::sys::statvfs::statvfs("/state")
-        .map(|v| v.blocks().saturating_mul(v.fragment_size()))
-        .unwrap_or(0);
-    let state = StateVolume { device: volume.device().display().to_string(), bytes, grown };
-    log::info!(
-        "the state partition is {} ({} MiB{})",
-        state.device,
-        bytes >> 20,
-        if grown { ", grown now" } else { "" }
-    );
+    // Here and not later: it runs a process of its own, which the reaper of the main loop would take.
+    growing(host, grow::partition(volume));
+    let state =
+        StateVolume { device: volume.device().display().to_string(), bytes: capacity(), grown: false };
+    log::info!("the state partition is {} ({} MiB)", state.device, state.bytes >> 20);
     host.lock().boot.state = Some(state);
     true
+}
+
+fn growing(host: &Host, result: Result<bool, grow::GrowError>) -> bool {
+    result.unwrap_or_else(|e| {
+        host.problem(
+            "state-not-grown",
+            format!("The state partition keeps its size: {}.", keelson_init_control::logging::chain(&e)),
+            "The host works as it is; look at the disk's partition table.",
+        );
+        false
+    })
+}
+
+/// Grows the mounted file system to its partition. Nobody waits for it: it is in use meanwhile.
+pub(crate) fn grow_mounted(host: &Host) {
+    let Some(device) = host.lock().boot.state.as_ref().map(|state| state.device.clone()) else { return };
+    let Some(volume) = devices::all().into_iter().find(|v| v.device() == Path::new(&device)) else { return };
+    let Some(superblock) = devices::superblock(&volume.device()) else { return };
+    if growing(host, grow::file_system(&volume, &superblock, Path::new("/state"))) {
+        let bytes = capacity();
+        log::info!("the state partition {device} is grown to {} MiB", bytes >> 20);
+        if let Some(state) = host.lock().boot.state.as_mut() {
+            (state.bytes, state.grown) = (bytes, true);
+        }
+    }
+}
+
+/// The size of /state's file system in bytes.
+fn capacity() -> u64 {
+    nix::sys::statvfs::statvfs("/state").map(|v| v.blocks().saturating_mul(v.fragment_size())).unwrap_or(0)
 }
 
 fn mount_reason(e: Errno) -> String {

@@ -7,6 +7,8 @@ use serde::Deserialize;
 #[serde(deny_unknown_fields)]
 pub(crate) struct Fixed {
     pub(crate) storage: Vec<String>,
+    storage_efi: Vec<String>,
+    pub(crate) words: Vec<String>,
     pub(crate) network: Vec<String>,
     pub(crate) machines: Vec<String>,
     machines_amd: Vec<String>,
@@ -14,8 +16,8 @@ pub(crate) struct Fixed {
     pub(crate) later: Vec<String>,
 }
 
-/// The list for a processor, as /proc/cpuinfo describes it.
-pub(crate) fn read(cpuinfo: &str) -> Fixed {
+/// The list for a processor, as /proc/cpuinfo describes it, and a firmware.
+pub(crate) fn read(cpuinfo: &str, efi: bool) -> Fixed {
     // A test reads it, so the default is never taken.
     let mut fixed: Fixed = toml::from_str(include_str!("../../modules.toml")).unwrap_or_default();
     let vendor = cpuinfo.lines().find_map(|line| line.strip_prefix("vendor_id")).unwrap_or_default();
@@ -23,6 +25,9 @@ pub(crate) fn read(cpuinfo: &str) -> Fixed {
         fixed.machines.append(&mut fixed.machines_amd);
     } else if vendor.contains("GenuineIntel") {
         fixed.machines.append(&mut fixed.machines_intel);
+    }
+    if efi {
+        fixed.storage.append(&mut fixed.storage_efi);
     }
     fixed
 }
@@ -33,10 +38,13 @@ mod tests {
 
     #[test]
     fn the_list_is_read_and_fits_the_processor() {
-        let amd = read("processor\t: 0\nvendor_id\t: AuthenticAMD\n");
+        let amd = read("processor\t: 0\nvendor_id\t: AuthenticAMD\n", false);
         assert_eq!(amd.machines.last().map(String::as_str), Some("kvm_amd"));
-        let intel = read("vendor_id\t: GenuineIntel\n");
+        let intel = read("vendor_id\t: GenuineIntel\n", true);
         assert_eq!(intel.machines.last().map(String::as_str), Some("kvm_intel"));
-        assert!(!read("").machines.is_empty() && amd.storage.contains(&"ext4".to_owned()));
+        assert!(
+            intel.storage.contains(&"efivarfs".to_owned()) && !amd.storage.contains(&"efivarfs".to_owned())
+        );
+        assert!(!read("", false).machines.is_empty() && amd.storage.contains(&"ext4".to_owned()));
     }
 }

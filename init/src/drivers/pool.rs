@@ -20,16 +20,20 @@ const THREADS_MAX: usize = 4;
 pub(crate) enum Stage {
     /// Before the state partition is looked for.
     Storage,
+    /// Before the EFI system partition is read.
+    Words,
     /// Before netd starts.
     Network,
-    /// Before hostd starts.
+    /// Before the first VM starts.
     Machines,
     /// When everything runs.
     Later,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Work {
+    /// The last stage that may load now.
+    until: Stage,
     queue: VecDeque<(Stage, String)>,
     busy: Vec<Stage>,
     failed: Vec<(String, Errno)>,
@@ -51,8 +55,16 @@ impl Drivers {
     pub(crate) fn begin() -> Arc<Self> {
         // The socket first: what is announced while the tree is walked must not be lost.
         let socket = uevent::open();
+        let work = Work {
+            until: Stage::Network,
+            queue: VecDeque::new(),
+            busy: Vec::new(),
+            failed: Vec::new(),
+            block_events: 0,
+            slow_storage: false,
+        };
         let drivers =
-            Arc::new(Self { loader: Loader::new(), work: Mutex::default(), changed: Condvar::new() });
+            Arc::new(Self { loader: Loader::new(), work: Mutex::new(work), changed: Condvar::new() });
         if drivers.loader.tables.len() == 0 {
             log::warn!("there are no drivers for this kernel in /lib/modules; only what is built in works");
         }
@@ -94,12 +106,14 @@ impl Drivers {
 
     /// Queues what the fixed list and the hardware ask for.
     fn plan(&self) {
-        let fixed = fixed::read(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default());
+        let efi = Path::new("/sys/firmware/efi").exists();
+        let fixed = fixed::read(&std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default(), efi);
         let wanted = coldplug::wanted(Path::new("/sys/devices"));
         let mut jobs: Vec<(Stage, String)> = Vec::new();
         let mut by_list =
             |stage, names: &[String]| jobs.extend(names.iter().map(|name| (stage, name.clone())));
         by_list(Stage::Storage, &fixed.storage);
+        by_list(Stage::Words, &fixed.words);
         by_list(Stage::Network, &fixed.network);
         by_list(Stage::Machines, &fixed.machines);
         by_list(Stage::Later, &fixed.later);
@@ -141,7 +155,8 @@ impl Drivers {
         loop {
             let mut work = self.lock();
             let (stage, module) = loop {
-                match work.queue.pop_front() {
+                let allowed = work.queue.iter().position(|(stage, _)| *stage <= work.until);
+                match allowed.and_then(|at| work.queue.remove(at)) {
                     Some(job) => break job,
                     None => work = self.changed.wait(work).unwrap_or_else(PoisonError::into_inner),
                 }
@@ -162,6 +177,12 @@ impl Drivers {
             drop(work);
             self.changed.notify_all();
         }
+    }
+
+    /// Lets this stage, and those before it, load: what a host can be reached without must not delay that.
+    pub(crate) fn allow(&self, stage: Stage) {
+        self.lock().until = stage;
+        self.changed.notify_all();
     }
 
     /// Waits until nothing of this stage or an earlier one is left to load.
