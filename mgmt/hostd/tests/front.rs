@@ -206,16 +206,14 @@ fn files_go_up_whole_or_not_at_all() {
 }
 
 #[test]
-#[ignore = "takes ten seconds"]
 fn a_head_that_drips_is_given_up() {
     let host = Host::start();
     let mut local = host.local();
-    let begun = std::time::Instant::now();
     local.send(b"GET /healthz HTTP/1.1\r\n");
+    // A line a second keeps the connection busy past the ten seconds that a head may take.
     for _ in 0..11 {
         std::thread::sleep(std::time::Duration::from_secs(1));
         let _ = local.stream.get_mut().write_all(b"X: y\r\n");
     }
     assert_eq!((local.answer().status, local.is_closed()), (400, true));
-    assert!(begun.elapsed().as_secs() < 15);
 }
