@@ -223,10 +223,25 @@ impl Host {
     }
 }
 
+/// What lies under a directory. The host agent may take a file away while this looks, so what has gone in the meantime is
+/// not there; anything else that cannot be read fails the test.
 pub(crate) fn walk(dir: &Path, all: &mut Vec<String>) {
-    for entry in std::fs::read_dir(dir).unwrap() {
+    let gone = |what: &Path, error: std::io::Error| {
+        assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{}: {error}", what.display());
+    };
+    let entries = match std::fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) => return gone(dir, error),
+    };
+    for entry in entries {
         let path = entry.unwrap().path();
-        let meta = path.symlink_metadata().unwrap();
+        let meta = match path.symlink_metadata() {
+            Ok(meta) => meta,
+            Err(error) => {
+                gone(&path, error);
+                continue;
+            }
+        };
         all.push(format!("{} {}", path.display(), if meta.is_dir() { 0 } else { meta.len() }));
         if meta.is_dir() {
             walk(&path, all);
