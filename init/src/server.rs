@@ -73,9 +73,9 @@ fn begin() -> std::io::Result<()> {
         );
     }
 
-    drivers.wait(Stage::Storage);
+    drivers.wait(Stage::FileSystems);
     mounts::efi_variables();
-    host.step("storage");
+    host.step("filesystems");
     disk::bring_up(&host, &drivers);
     host.step("state");
     drivers.wait(Stage::Words);
@@ -103,6 +103,7 @@ fn begin() -> std::io::Result<()> {
             log::warn!("driver {module} was not loaded: {}", e.desc());
         }
         late.step("drivers");
+        drivers.boot_is_over();
     });
     loop {
         reactor::run(&host, &signals);

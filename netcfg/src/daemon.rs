@@ -23,7 +23,7 @@ use crate::dhcp::run::{self, Command, News, Update};
 use crate::dhcp::saved;
 use crate::model::{BridgeSettings, Observed};
 use crate::observe::{self, ObserveError};
-use crate::plan::{Op, plan};
+use crate::plan::{Op, nics_up, plan};
 use crate::seed::{self, WantedNic};
 use crate::status::{self, Facts};
 use crate::store::{Loaded, Store};
@@ -119,6 +119,7 @@ pub(crate) async fn run(
     };
     let (news, mut heard) = mpsc::unbounded_channel();
     let mut daemon = Daemon::new(handle, ethtool, paths, &words, news, published);
+    daemon.raise_nics().await;
     daemon.probe_vlan_filtering().await;
     daemon.retry().await;
     let mut due: Option<Instant> = None;
@@ -213,6 +214,23 @@ impl Daemon {
             failure: None,
             published,
             unannounced: Vec::new(),
+        }
+    }
+
+    /// Brings the NICs up before anything else is done: what follows is done while their links come up.
+    async fn raise_nics(&mut self) {
+        if self.observe().await.is_err() {
+            // It is said when the whole is tried.
+            return;
+        }
+        self.settle();
+        let wanted =
+            wanted::wanted(&self.config, &self.dynamic(), &self.observed, self.vlan_filtering, self.fallback);
+        for op in nics_up(&wanted, &self.observed) {
+            log::info!("{op}");
+            if let Err(e) = self.apply(&op).await {
+                log::warn!("{}", chain(&e));
+            }
         }
     }
 
@@ -404,7 +422,7 @@ impl Daemon {
             if !current {
                 self.start_client(&name, &link);
             }
-            let linked = status::switch_linked(&self.config, &self.observed, &switch);
+            let linked = status::switch_passes(&self.config, &self.observed, &switch);
             if let Some(slot) = self.slots.get_mut(&name).filter(|s| s.link != Some(linked)) {
                 slot.link = Some(linked);
                 let _ = slot.commands.send(Command::Link(linked));

@@ -34,6 +34,8 @@ pub(crate) struct Link {
     pub(crate) up: bool,
     /// The lower layer has a link.
     pub(crate) carrier: bool,
+    /// For the port of a bridge: the bridge lets frames through.
+    pub(crate) forwarding: bool,
     pub(crate) mtu: u32,
     /// The bridge that it is a port of, by name.
     pub(crate) master: Option<String>,
@@ -175,6 +177,7 @@ impl Observed {
             permanent_mac: mac,
             up: false,
             carrier: false,
+            forwarding: true,
             mtu,
             master: None,
             alias: String::new(),

@@ -101,6 +101,7 @@ mod tests {
             permanent_mac: mac,
             up: false,
             carrier: false,
+            forwarding: true,
             mtu: 1500,
             master: None,
             alias: String::new(),

@@ -10,8 +10,9 @@ use keelson_netcfg_control::MacAddr;
 use rtnetlink::packet_route::AddressFamily;
 use rtnetlink::packet_route::address::AddressAttribute;
 use rtnetlink::packet_route::link::{
-    AfSpecBridge, AfSpecInet6, AfSpecUnspec, BridgeStpState, BridgeVlanInfoFlags, InfoBridge, InfoData,
-    InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkLayerType, LinkMessage,
+    AfSpecBridge, AfSpecInet6, AfSpecUnspec, BridgePortState, BridgeStpState, BridgeVlanInfoFlags,
+    InfoBridge, InfoBridgePort, InfoData, InfoKind, InfoPortData, LinkAttribute, LinkExtentMask, LinkFlags,
+    LinkInfo, LinkLayerType, LinkMessage,
 };
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteHeader, RouteType};
 use rtnetlink::{Handle, RouteMessageBuilder};
@@ -102,6 +103,7 @@ fn read_link(message: &LinkMessage, speeds: &BTreeMap<u32, u32>) -> (Link, Optio
         permanent_mac: MacAddr([0; 6]),
         up: header.flags.contains(LinkFlags::Up),
         carrier: header.flags.contains(LinkFlags::LowerUp),
+        forwarding: true,
         mtu: 0,
         master: None,
         alias: String::new(),
@@ -129,6 +131,9 @@ fn read_link(message: &LinkMessage, speeds: &BTreeMap<u32, u32>) -> (Link, Optio
                     match info {
                         LinkInfo::Kind(k) => kind = Some(k.clone()),
                         LinkInfo::Data(d) => data = Some(d),
+                        LinkInfo::PortData(InfoPortData::BridgePort(port)) => {
+                            link.forwarding = forwards(port);
+                        }
                         _ => {}
                     }
                 }
@@ -163,6 +168,14 @@ fn read_link(message: &LinkMessage, speeds: &BTreeMap<u32, u32>) -> (Link, Optio
         _ => Kind::Other,
     };
     (link, master)
+}
+
+fn forwards(port: &[InfoBridgePort]) -> bool {
+    let state = port.iter().find_map(|p| match p {
+        InfoBridgePort::State(state) => Some(*state),
+        _ => None,
+    });
+    state.is_none_or(|s| s == BridgePortState::Forwarding)
 }
 
 fn read_bridge(infos: &[InfoBridge]) -> BridgeSettings {

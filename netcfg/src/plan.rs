@@ -118,9 +118,8 @@ impl fmt::Display for Op {
 /// The operations that make `observed` what is wanted, in order.
 pub(crate) fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Op> {
     let mut planner = Planner { kernel: observed.clone(), ops: Vec::new() };
+    planner.nics_up(wanted);
     planner.up("lo");
-    // First: a NIC that has a name of ours by chance is renamed, not in the way.
-    planner.name_nics(wanted);
     planner.remove_unwanted(wanted);
     for switch in &wanted.switches {
         planner.switch(&switch.name, switch.mac, switch.mtu, wanted.vlan_filtering);
@@ -151,6 +150,14 @@ pub(crate) fn plan(wanted: &Wanted, observed: &Observed) -> Vec<Op> {
     planner.ops
 }
 
+/// The first of them, which need not wait for anything: a link takes up to seconds to come up, and the kernel tells of it at most
+/// once a second unless it is the first to change.
+pub(crate) fn nics_up(wanted: &Wanted, observed: &Observed) -> Vec<Op> {
+    let mut planner = Planner { kernel: observed.clone(), ops: Vec::new() };
+    planner.nics_up(wanted);
+    planner.ops
+}
+
 /// Plans against a model that each planned operation has already changed.
 struct Planner {
     kernel: Observed,
@@ -166,6 +173,16 @@ impl Planner {
     fn up(&mut self, name: &str) {
         if self.kernel.link(name).is_some_and(|l| !l.up) {
             self.push(Op::Up { link: name.into() });
+        }
+    }
+
+    /// Each NIC has its name and is up, used or not, so that its link can be seen. First of all: one that has a name of ours by
+    /// chance is renamed, not in the way.
+    fn nics_up(&mut self, wanted: &Wanted) {
+        self.name_nics(wanted);
+        let names: Vec<String> = self.kernel.nics().iter().map(|l| l.name.clone()).collect();
+        for name in names {
+            self.prepare(&name, None);
         }
     }
 
@@ -269,8 +286,6 @@ impl Planner {
                     if master.is_some_and(|m| wanted.switches.iter().any(|s| s.name == m)) {
                         self.push(Op::Detach { port: name.clone() });
                     }
-                    // Unused NICs are up as well, so that their link can be seen.
-                    self.prepare(&name, None);
                 }
             }
         }

@@ -9,6 +9,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::model::Hardware;
+use crate::status::switch_passes;
 use crate::taps::TapAlias;
 use crate::wanted::{Dynamic, settle, wanted};
 
@@ -24,6 +25,7 @@ fn link(index: u32, name: &str, kind: Kind) -> Link {
         permanent_mac: mac,
         up: false,
         carrier: false,
+        forwarding: true,
         mtu: 1500,
         master: None,
         alias: String::new(),
@@ -80,8 +82,8 @@ fn a_new_host_gets_its_switch_and_adapter() {
     let (mut config, mut kernel) = (NetworkConfig::default(), fresh());
     let ops = converge(&mut config, &mut kernel, &BTreeMap::new(), true);
     let told: Vec<String> = ops.iter().map(Op::to_string).collect();
-    assert_eq!(told.first().map(String::as_str), Some("bring lo up"));
-    assert!(told.contains(&"rename eth0 to vmnic0".into()), "{told:#?}");
+    assert!(told.contains(&"bring lo up".into()), "{told:#?}");
+    assert_eq!(told.first().map(String::as_str), Some("rename eth0 to vmnic0"));
     let nic = kernel.link("vmnic0").unwrap();
     assert_eq!((nic.master.as_deref(), &nic.vlans), (Some("vSwitch0"), &BTreeMap::from([(1, true)])));
     assert_ne!(kernel.link("vmk0").unwrap().mac, nic.mac);
@@ -92,6 +94,26 @@ fn a_new_host_gets_its_switch_and_adapter() {
         converge(&mut config, &mut kernel, &dhcp("192.0.2.51/24"), true).iter().map(Op::to_string).collect();
     assert_eq!(told, ["remove 192.0.2.50/24 from vmk0", "add 192.0.2.51/24 to vmk0"]);
     assert_eq!(converge(&mut config, &mut kernel, &dhcp("192.0.2.51/24"), true), []);
+}
+
+#[test]
+fn nics_come_up_before_anything_is_built_on_them() {
+    let (mut config, mut kernel) = (NetworkConfig::default(), fresh());
+    kernel.links.iter_mut().for_each(|l| (l.up, l.carrier) = (false, false));
+    let ops = converge(&mut config, &mut kernel, &BTreeMap::new(), true);
+    let at = |op: &Op| ops.iter().position(|o| o == op);
+    let up = at(&Op::Up { link: "vmnic0".into() });
+    assert!(up.is_some() && up < ops.iter().position(|o| matches!(o, Op::CreateBridge { .. })), "{ops:#?}");
+}
+
+#[test]
+fn an_uplink_passes_frames_once_its_port_forwards() {
+    let (mut config, mut kernel) = (NetworkConfig::default(), fresh());
+    converge(&mut config, &mut kernel, &BTreeMap::new(), true);
+    assert!(switch_passes(&config, &kernel, "vSwitch0"));
+    kernel.links.iter_mut().filter(|l| l.name == "vmnic0").for_each(|l| l.forwarding = false);
+    assert!(!switch_passes(&config, &kernel, "vSwitch0"));
+    assert!(crate::status::switch_linked(&config, &kernel, "vSwitch0"));
 }
 
 #[test]

@@ -10,7 +10,7 @@ use keelson_netcfg_control::{
 };
 
 use crate::dhcp::run::Update;
-use crate::model::{Kind, Observed};
+use crate::model::{Kind, Link, Observed};
 
 /// All that a status is made of.
 pub(crate) struct Facts<'a> {
@@ -46,13 +46,26 @@ pub(crate) fn resolver(
 
 /// Whether one of a switch's uplinks has a link.
 pub(crate) fn switch_linked(config: &NetworkConfig, observed: &Observed, switch: &str) -> bool {
-    let uplinks = config.vswitches.iter().find(|s| s.name == switch).map(|s| &s.uplinks);
-    match uplinks {
-        Some(Uplinks::Nics(nics)) => {
-            nics.iter().any(|n| observed.link(n).is_some_and(|l| l.is_nic() && l.linked()))
-        }
-        _ => false,
-    }
+    uplinks(config, observed, switch).any(Link::linked)
+}
+
+/// Whether frames pass one of a switch's uplinks: the bridge lets them through a moment after the link is there, and what is sent
+/// before is lost.
+pub(crate) fn switch_passes(config: &NetworkConfig, observed: &Observed, switch: &str) -> bool {
+    uplinks(config, observed, switch)
+        .any(|l| l.linked() && l.forwarding && l.master.as_deref() == Some(switch))
+}
+
+fn uplinks<'a>(
+    config: &'a NetworkConfig,
+    observed: &'a Observed,
+    switch: &str,
+) -> impl Iterator<Item = &'a Link> {
+    let nics = config.vswitches.iter().find(|s| s.name == switch).and_then(|s| match &s.uplinks {
+        Uplinks::Nics(nics) => Some(nics),
+        Uplinks::FirstLinked => None,
+    });
+    nics.into_iter().flatten().filter_map(|n| observed.link(n)).filter(|l| l.is_nic())
 }
 
 /// The status.

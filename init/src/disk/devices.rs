@@ -21,6 +21,12 @@ impl Volume {
     pub(crate) fn device(&self) -> PathBuf {
         Path::new("/dev").join(&self.name)
     }
+
+    /// Whether both are partitions of one disk.
+    pub(crate) fn same_disk(&self, other: &Self) -> bool {
+        let disk = |volume: &Self| volume.part_of.as_ref().map(|(disk, _)| disk.clone());
+        disk(self).is_some() && disk(self) == disk(other)
+    }
 }
 
 /// All of them, but those that are made of RAM or of files.

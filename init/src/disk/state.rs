@@ -12,7 +12,7 @@ use nix::mount::{MsFlags, mount};
 use super::devices::{self, Volume};
 use super::{esp, grow};
 use crate::clock;
-use crate::drivers::Drivers;
+use crate::drivers::{Drivers, Stage};
 use crate::host::Host;
 use crate::mounts;
 
@@ -60,27 +60,40 @@ pub(crate) fn bring_up(host: &Host, drivers: &Drivers) {
     }
 }
 
-/// Looks, and waits while the disk may still show up.
+/// Looks, and waits while the disk may still show up: while drivers of disks are being loaded, and after that where there is hope.
+/// The disk that the host booted from comes first; two installed disks in one server must not take turns.
 fn look(drivers: &Drivers) -> Looked {
     let began = clock::now();
     let boot_partition = esp::boot_partition();
     loop {
         let seen = drivers.block_events();
+        let all_tried = drivers.done(Stage::Storage);
         let volumes = devices::all();
         let labelled = |v: &&Volume| devices::superblock(&v.device()).is_some_and(|s| s.label == LABEL);
-        if let Some(found) = volumes.iter().find(labelled) {
+        let booted = boot_partition.as_deref().map(|guid| esp::by_guid(&volumes, guid));
+        if let Some(Some(booted)) = &booted
+            && let Some(found) = volumes.iter().filter(|v| v.same_disk(booted)).find(labelled)
+        {
             return Looked::Found(found.clone());
         }
-        let hint_there = boot_partition.as_deref().map(|guid| esp::by_guid(&volumes, guid).is_some());
-        let patience = match hint_there {
-            Some(false) => FOR_BOOT_DISK,
+        let patience = match booted {
+            Some(None) => FOR_BOOT_DISK,
             // The disk that the host booted from is there, and has no state partition; or nobody knows what to wait for.
-            Some(true) => Duration::ZERO,
+            Some(Some(_)) => Duration::ZERO,
             None if drivers.may_bring_disks() => WITHOUT_HINT,
             None => Duration::ZERO,
         };
-        if !drivers.wait_for_block(seen, began.saturating_add(patience)) {
-            return damaged(volumes);
+        let last = began.saturating_add(patience);
+        let any = || volumes.iter().find(labelled).cloned();
+        // Without a hint the first one is as good as any other, once every driver has shown its disks.
+        if all_tried
+            && boot_partition.is_none()
+            && let Some(found) = any()
+        {
+            return Looked::Found(found);
+        }
+        if !drivers.wait_for_block(seen, all_tried, last) {
+            return any().map_or_else(|| damaged(volumes.clone()), Looked::Found);
         }
     }
 }

@@ -6,8 +6,9 @@ use serde::Deserialize;
 #[derive(Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct Fixed {
+    pub(crate) file_systems: Vec<String>,
+    file_systems_efi: Vec<String>,
     pub(crate) storage: Vec<String>,
-    storage_efi: Vec<String>,
     pub(crate) words: Vec<String>,
     pub(crate) network: Vec<String>,
     pub(crate) machines: Vec<String>,
@@ -27,7 +28,7 @@ pub(crate) fn read(cpuinfo: &str, efi: bool) -> Fixed {
         fixed.machines.append(&mut fixed.machines_intel);
     }
     if efi {
-        fixed.storage.append(&mut fixed.storage_efi);
+        fixed.file_systems.append(&mut fixed.file_systems_efi);
     }
     fixed
 }
@@ -43,8 +44,9 @@ mod tests {
         let intel = read("vendor_id\t: GenuineIntel\n", true);
         assert_eq!(intel.machines.last().map(String::as_str), Some("kvm_intel"));
         assert!(
-            intel.storage.contains(&"efivarfs".to_owned()) && !amd.storage.contains(&"efivarfs".to_owned())
+            intel.file_systems.contains(&"efivarfs".to_owned())
+                && !amd.file_systems.contains(&"efivarfs".to_owned())
         );
-        assert!(!read("", false).machines.is_empty() && amd.storage.contains(&"ext4".to_owned()));
+        assert!(!read("", false).machines.is_empty() && amd.file_systems.contains(&"ext4".to_owned()));
     }
 }

@@ -11,6 +11,7 @@ use nix::errno::Errno;
 use super::loader::Loader;
 use super::{coldplug, fixed, uevent};
 use crate::clock;
+use crate::sys::priority;
 
 /// Modules load on at most so many threads: most of the time is unpacking and probing.
 const THREADS_MAX: usize = 4;
@@ -18,7 +19,9 @@ const THREADS_MAX: usize = 4;
 /// When a driver is needed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Stage {
-    /// Before the state partition is looked for.
+    /// Before the firmware's variables and the state partition can be mounted.
+    FileSystems,
+    /// The disks among which the state partition is looked for.
     Storage,
     /// Before the EFI system partition is read.
     Words,
@@ -40,6 +43,15 @@ struct Work {
     /// Counts block devices that were announced.
     block_events: u64,
     slow_storage: bool,
+    /// The boot is over: what hardware asks for from now on is not in the daemons' way.
+    up: bool,
+}
+
+impl Work {
+    /// Whether something of this stage or an earlier one is left to load.
+    fn has(&self, stage: Stage) -> bool {
+        self.queue.iter().any(|(s, _)| *s <= stage) || self.busy.iter().any(|s| *s <= stage)
+    }
 }
 
 /// The drivers of this host.
@@ -62,6 +74,7 @@ impl Drivers {
             failed: Vec::new(),
             block_events: 0,
             slow_storage: false,
+            up: false,
         };
         let drivers =
             Arc::new(Self { loader: Loader::new(), work: Mutex::new(work), changed: Condvar::new() });
@@ -112,6 +125,7 @@ impl Drivers {
         let mut jobs: Vec<(Stage, String)> = Vec::new();
         let mut by_list =
             |stage, names: &[String]| jobs.extend(names.iter().map(|name| (stage, name.clone())));
+        by_list(Stage::FileSystems, &fixed.file_systems);
         by_list(Stage::Storage, &fixed.storage);
         by_list(Stage::Words, &fixed.words);
         by_list(Stage::Network, &fixed.network);
@@ -162,7 +176,9 @@ impl Drivers {
                 }
             };
             work.busy.push(stage);
+            let hurry = stage < Stage::Machines || work.up;
             drop(work);
+            priority::of_this_thread(if hurry { 0 } else { priority::LOWEST });
             let done = self.loader.load(&module);
             let mut work = self.lock();
             if let Some(at) = work.busy.iter().position(|s| *s == stage) {
@@ -185,10 +201,15 @@ impl Drivers {
         self.changed.notify_all();
     }
 
+    /// The boot is over.
+    pub(crate) fn boot_is_over(&self) {
+        self.lock().up = true;
+    }
+
     /// Waits until nothing of this stage or an earlier one is left to load.
     pub(crate) fn wait(&self, stage: Stage) {
         let mut work = self.lock();
-        while work.queue.iter().any(|(s, _)| *s <= stage) || work.busy.iter().any(|s| *s <= stage) {
+        while work.has(stage) {
             work = self.changed.wait(work).unwrap_or_else(PoisonError::into_inner);
         }
     }
@@ -208,10 +229,24 @@ impl Drivers {
         self.lock().block_events
     }
 
-    /// Waits for a block device that was not counted in `seen`, until `deadline`; false when none came.
-    pub(crate) fn wait_for_block(&self, seen: u64, deadline: Duration) -> bool {
+    /// Whether nothing of this stage or an earlier one is left to load.
+    pub(crate) fn done(&self, stage: Stage) -> bool {
+        !self.lock().has(stage)
+    }
+
+    /// Waits for what may bring a disk: a block device that was not counted in `seen`, or the last driver of one (unless `all_tried`:
+    /// the caller has seen that they are loaded). Then until `deadline`. False when none came.
+    pub(crate) fn wait_for_block(&self, seen: u64, all_tried: bool, deadline: Duration) -> bool {
         let mut work = self.lock();
         while work.block_events == seen {
+            let loading = work.has(Stage::Storage);
+            if !loading && !all_tried {
+                return true;
+            }
+            if loading {
+                work = self.changed.wait(work).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
             let left = deadline.saturating_sub(clock::now());
             if left.is_zero() {
                 return false;

@@ -3,3 +3,4 @@
 pub(crate) mod child;
 pub(crate) mod ioctl;
 pub(crate) mod module;
+pub(crate) mod priority;
