@@ -54,6 +54,8 @@ pub struct Rule {
     /// Drivers that go without their firmware, with the reason why.
     #[serde(default)]
     pub without_firmware: Vec<WithoutFirmware>,
+    /// Drivers that lie in the image unpacked.
+    pub unpacked: Option<Unpacked>,
 }
 
 /// Drivers that are in for one reason.
@@ -73,6 +75,16 @@ pub struct Group {
 #[serde(deny_unknown_fields)]
 pub struct WithoutFirmware {
     /// Module names with underscores.
+    pub modules: Vec<String>,
+    /// Why.
+    pub reason: String,
+}
+
+/// Drivers that every boot waits for.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Unpacked {
+    /// Module names with underscores; what they need is unpacked as well.
     pub modules: Vec<String>,
     /// Why.
     pub reason: String,
@@ -100,7 +112,7 @@ impl Rule {
 pub struct Module {
     /// Path below `lib/modules/<version>/`.
     pub path: String,
-    /// The file as shipped (`.ko.xz`).
+    /// The file as shipped (`.ko.xz`), or unpacked.
     #[serde(with = "serde_bytes")]
     pub bytes: Vec<u8>,
     /// What it says of itself.
@@ -213,6 +225,24 @@ fn read_all(
 }
 
 impl Selection {
+    /// Unpacks some of the modules, and what they need.
+    pub fn unpack(&mut self, names: &[String]) -> Result<(), DriverError> {
+        let all: BTreeSet<String> = names
+            .iter()
+            .flat_map(|name| self.needs(name).into_iter().map(str::to_owned).chain([name.clone()]))
+            .collect();
+        for name in all {
+            let module =
+                self.modules.get_mut(&name).ok_or_else(|| DriverError::Unknown(vec![name.clone()]))?;
+            if let Some(path) = module.path.strip_suffix(".xz") {
+                module.bytes = modinfo::unpack(&module.bytes)
+                    .map_err(|source| DriverError::Module { module: name, source })?;
+                module.path = path.to_owned();
+            }
+        }
+        Ok(())
+    }
+
     /// Modules that `name` needs, directly and indirectly, such that loading from the last to the first works, as in depmod's
     /// `modules.dep`.
     pub fn needs(&self, name: &str) -> Vec<&str> {

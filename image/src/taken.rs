@@ -125,7 +125,10 @@ fn take(inputs: &Inputs) -> Result<Taken, BuildError> {
         rest.iter().filter(|(part, _)| roles.contains(&part.locked.role)).map(|(_, files)| files)
     };
 
-    let drivers = drivers::select(&kernel, inputs.rule.names())?;
+    let mut drivers = drivers::select(&kernel, inputs.rule.names())?;
+    if let Some(unpacked) = &inputs.rule.unpacked {
+        drivers.unpack(&unpacked.modules)?;
+    }
     // Microcode packages have firmware for the processors' own devices as well.
     let packages: Vec<&Files> = of_roles(&[Role::Firmware, Role::Microcode]).collect();
     let firmware = firmware_of(inputs, &drivers, &packages)?;
