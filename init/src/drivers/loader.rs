@@ -79,8 +79,11 @@ impl Loader {
             .map_err(|e| Errno::from_raw(e.raw_os_error().unwrap_or(libc::EIO)))?;
         let compressed = !path.ends_with(".ko");
         match sys::module::load(&file, compressed, c"") {
-            Err(Errno::EEXIST) => Ok(()),
-            done => done,
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(e) => return Err(e),
         }
+        // The image lies in memory, and what is loaded is not unloaded.
+        let _ = std::fs::remove_file(self.dir.join(path));
+        Ok(())
     }
 }

@@ -72,6 +72,7 @@ fn servers(figures: &mut Figures) -> Result<()> {
     figures.add("ratio.boot.kernel_to_init", bare_ms / ours, "x");
     figures.add("boot.init_to_api", of(|b| b.init_to_api_ms)?, "ms");
     figures.add("host.memory", of(|b| b.memory_mib)?, "MiB");
+    figures.add("host.reserved_memory", of(|b| b.reserved_mib)?, "MiB");
     figures.add("host.bare_memory", of_bare(|b| b.memory_mib)?, "MiB");
     Ok(())
 }

@@ -33,8 +33,10 @@ pub(super) struct Booted {
     pub(super) kernel_to_init_ms: f64,
     /// From init's start to the first answer over HTTPS.
     pub(super) init_to_api_ms: f64,
-    /// What the host takes of the server's memory with no VM.
+    /// What is used of the kernel's memory (MemTotal - MemAvailable) with no VM.
     pub(super) memory_mib: f64,
+    /// What the kernel never gives to anybody: the server's memory less MemTotal.
+    pub(super) reserved_mib: f64,
 }
 
 /// What one boot of the kernel with a bare init showed.
@@ -42,7 +44,7 @@ pub(super) struct Booted {
 pub(super) struct Bare {
     /// From the kernel's start to init's.
     pub(super) kernel_to_init_ms: f64,
-    /// What the kernel alone takes of the server's memory.
+    /// What is used of the kernel's memory (MemTotal - MemAvailable).
     pub(super) memory_mib: f64,
 }
 
@@ -74,12 +76,10 @@ impl<'a> Bench<'a> {
     pub(super) fn bare(&self) -> Result<Bare> {
         let options = ServerOptions::new("bench", BootFrom::Initramfs(self.bare.clone()));
         let server = Server::start(self.net, &options)?;
-        let (us, kib) = server.console.wait("the bare init", PATIENCE, |_, printed| bare_line(printed))?;
+        let (us, used_kib) =
+            server.console.wait("the bare init", PATIENCE, |_, printed| bare_line(printed))?;
         server.wait_off(PATIENCE)?;
-        Ok(Bare {
-            kernel_to_init_ms: f64::from(us) / 1000.0,
-            memory_mib: f64::from(options.memory_mib) - f64::from(kib) / 1024.0,
-        })
+        Ok(Bare { kernel_to_init_ms: f64::from(us) / 1000.0, memory_mib: f64::from(used_kib) / 1024.0 })
     }
 
     /// Boots a host for the first time, with an address by DHCP, until it answers; then looks at its memory.
@@ -103,10 +103,8 @@ impl<'a> Bench<'a> {
         let (_, kernel_ms) = steps(&host).next().context("the host has no record of its boot")?;
         let init_started = kernel_started + Duration::from_millis(kernel_ms);
         check_clock(&client, kernel_started)?;
-        let memory = f64::from(options.memory_mib);
         let timeline: Vec<String> = steps(&host).map(|(name, at)| format!("{name} {at}")).collect();
         eprintln!("  steps, in ms since the kernel started: {}", timeline.join(", "));
-        eprintln!("  of {memory} MiB its kernel has {:.1} to give", mib(host.memory.total_bytes));
         if std::env::var_os("KEELSON_ECHO").is_some() {
             for line in client.logs(&Default::default())? {
                 eprintln!("  {} {}: {}", line.time, line.source, line.text);
@@ -115,16 +113,19 @@ impl<'a> Bench<'a> {
         Ok(Booted {
             kernel_to_init_ms: kernel_ms as f64,
             init_to_api_ms: answered.saturating_duration_since(init_started).as_secs_f64() * 1000.0,
-            memory_mib: memory - mib(host.memory.available_bytes),
+            memory_mib: mib(host.memory.total_bytes.saturating_sub(host.memory.available_bytes)),
+            reserved_mib: f64::from(options.memory_mib) - mib(host.memory.total_bytes),
         })
     }
 }
 
-/// Microseconds and available KiB in `bare init at 2871003 us with 1970000 kB`, once the line is whole.
+/// Microseconds and used KiB in `bare init at 2871003 us with 1970000 kB of 2020000 kB`, once the line is whole.
 fn bare_line(printed: &str) -> Option<(u32, u32)> {
     let (_, rest) = printed.split_once("bare init at ")?;
     let (us, rest) = rest.split_once(" us with ")?;
-    Some((us.parse().ok()?, rest.split_once(" kB")?.0.parse().ok()?))
+    let (available, rest) = rest.split_once(" kB of ")?;
+    let (available, total): (u32, u32) = (available.parse().ok()?, rest.split_once(" kB")?.0.parse().ok()?);
+    Some((us.parse().ok()?, total.checked_sub(available)?))
 }
 
 /// Waits until something listens there. A segment that got lost while the host came up would be sent again after a second only: each
@@ -219,8 +220,8 @@ mod tests {
 
     #[test]
     fn a_bare_line_counts_once_it_is_whole() {
-        let printed = "\r\nbare init at 2871003 us with 1970000 kB\r\n";
-        assert_eq!(bare_line(printed), Some((2_871_003, 1_970_000)));
+        let printed = "\r\nbare init at 2871003 us with 1970000 kB of 2020000 kB\r\n";
+        assert_eq!(bare_line(printed), Some((2_871_003, 50_000)));
         assert_eq!(bare_line(&printed[..printed.len() - 5]), None);
     }
 

@@ -23,7 +23,8 @@ fn tell(handed_over: Result<Duration, nix::errno::Errno>) -> std::io::Result<()>
     mount(none, "/dev", Some("devtmpfs"), MsFlags::empty(), none)?;
     mount(none, "/proc", Some("proc"), MsFlags::empty(), none)?;
     let memory = std::fs::read_to_string("/proc/meminfo")?;
-    let available = memory.lines().find_map(|line| line.strip_prefix("MemAvailable:")).unwrap_or_default();
+    let value = |name| memory.lines().find_map(|line| line.strip_prefix(name)).unwrap_or_default().trim();
     let mut line = std::fs::File::options().write(true).open("/dev/ttyS0")?;
-    writeln!(line, "bare init at {} us with {}", handed_over?.as_micros(), available.trim())
+    let us = handed_over?.as_micros();
+    writeln!(line, "bare init at {us} us with {} of {}", value("MemAvailable:"), value("MemTotal:"))
 }
