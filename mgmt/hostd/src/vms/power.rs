@@ -130,6 +130,7 @@ impl Vms {
 
     /// Promises a VM its memory until it is among init's units.
     fn admit(&self, id: Uuid, document: &VmDocument) -> Result<Admitted<'_>, Problem> {
+        let _files = self.no_power_on();
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         self.memory_fits(id, document, &admitted)?;
         admitted.insert(id, document.memory_mib);
