@@ -93,7 +93,10 @@ impl Host {
     /// A step of the boot was done at this time, in milliseconds.
     pub(crate) fn step_at(&self, name: &str, at_ms: u64) {
         log::info!("{name} done at {at_ms} ms");
-        self.lock().boot.timeline.push(Step { name: name.into(), at_ms });
+        let step = Step { name: name.into(), at_ms };
+        let mut core = self.lock();
+        core.watchers.tell(&Event::Step(step.clone()));
+        core.boot.timeline.push(step);
     }
 
     /// Something a person should know.
@@ -103,11 +106,12 @@ impl Host {
         self.lock().boot.problems.push(problem);
     }
 
-    /// A new watcher, which is told of every unit first.
+    /// A new watcher, which is told of every unit and every step of the boot first.
     pub(crate) fn watch(&self) -> Option<Receiver<Event>> {
         let mut core = self.lock();
         let now = clock::now();
         let mut first: Vec<Event> = core.units.values().map(|e| Event::Unit(e.unit.status(now))).collect();
+        first.extend(core.boot.timeline.iter().cloned().map(Event::Step));
         first.extend(core.powering.map(Event::PoweringDown));
         core.watchers.add(first)
     }

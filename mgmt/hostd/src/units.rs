@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use keelson_api::{Fault, Problem};
 use keelson_init_control::logging::chain;
-use keelson_init_control::{Client, Error, Event, Request, UnitId, UnitState, UnitStatus};
+use keelson_init_control::{Client, Error, Event, Request, STEP_MACHINES, UnitId, UnitState, UnitStatus};
 use uuid::Uuid;
 
 use crate::problems;
@@ -35,6 +35,8 @@ struct State {
     trouble: Option<String>,
     units: BTreeMap<UnitId, UnitStatus>,
     going_down: bool,
+    /// Whether init has loaded the drivers of virtual machines, or knows why not.
+    machines: bool,
 }
 
 impl Units {
@@ -110,6 +112,12 @@ impl Units {
                     self.lock().going_down = true;
                     self.changed.notify_all();
                 }
+                Ok(Event::Step(step)) => {
+                    if step.name == STEP_MACHINES {
+                        self.lock().machines = true;
+                        self.changed.notify_all();
+                    }
+                }
                 Err(e) => return (chain(&e), true),
             }
         }
@@ -149,6 +157,17 @@ impl Units {
         self.lock().going_down
     }
 
+    /// Whether init is still loading the drivers of virtual machines, so that no KVM means nothing yet.
+    pub fn drivers_loading(&self) -> bool {
+        let state = self.lock();
+        state.connected && !state.machines
+    }
+
+    /// Waits until init has loaded the drivers of virtual machines or the host goes down, at most until `deadline`.
+    pub fn await_drivers(&self, deadline: Instant, stop: impl Fn() -> bool) -> Waited<()> {
+        self.wait_for(deadline, stop, |state| (state.machines || state.going_down).then_some(()))
+    }
+
     /// A VM's unit. Refused while init cannot be heard: a VM that runs must not be taken for one that is off.
     pub fn vm(&self, id: Uuid) -> Result<Option<UnitStatus>, Problem> {
         let state = self.lock();
@@ -179,10 +198,19 @@ impl Units {
         stop: impl Fn() -> bool,
         seen: impl Fn(Option<&UnitStatus>) -> Option<T>,
     ) -> Waited<T> {
+        self.wait_for(deadline, stop, |state| seen(state.units.get(&UnitId::Vm(id))))
+    }
+
+    fn wait_for<T>(
+        &self,
+        deadline: Instant,
+        stop: impl Fn() -> bool,
+        seen: impl Fn(&State) -> Option<T>,
+    ) -> Waited<T> {
         let mut state = self.lock();
         loop {
             if state.connected
-                && let Some(found) = seen(state.units.get(&UnitId::Vm(id)))
+                && let Some(found) = seen(&state)
             {
                 return Waited::Seen(found);
             }

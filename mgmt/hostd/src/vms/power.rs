@@ -22,6 +22,8 @@ const START_CALL: Duration = Duration::from_secs(10);
 const KILLED: Duration = Duration::from_secs(20);
 /// How long a guest may take to shut down.
 const SHUTDOWN: Duration = Duration::from_secs(300);
+/// How long init may take to load the drivers of virtual machines after hostd has begun.
+const DRIVERS: Duration = Duration::from_secs(60);
 /// What a monitor needs beside the guest's memory, in MiB.
 const MONITOR_MIB: u64 = 16;
 
@@ -73,7 +75,10 @@ impl Vms {
                     return Err(Problem::new(Fault::HostNotReachable, "the host is shutting down")
                         .remedy("wait until the host is back"));
                 }
-                hardware::open_kvm().map_err(|e| e.problem(name))?;
+                // While drivers are loaded the task waits for them.
+                if !self.units.drivers_loading() {
+                    hardware::open_kvm().map_err(|e| e.problem(name))?;
+                }
                 self.check_memory(id, document).map(|_| ())
             }
             (_, PowerState::PoweredOff) => refused("powered off", "power it on first"),
@@ -146,6 +151,7 @@ impl Vms {
         self.await_released(id)?;
         let entry = self.inventory.get(id)?;
         let document = entry.document?;
+        self.await_drivers(&document.name, progress)?;
         let _admitted = self.admit(id, &document)?;
         progress.say(10, "Opening its files");
         let mut launch = launch::open(self, &document, &entry.directory)?;
@@ -181,6 +187,27 @@ impl Vms {
         }
         progress.say(80, "Waiting for the guest's first instruction");
         self.await_first_answer(id, &document)
+    }
+
+    /// Waits until a host that has just booted has loaded its drivers; then KVM is there or it is known why not.
+    fn await_drivers(&self, name: &str, progress: &Progress) -> Result<(), Problem> {
+        if self.units.drivers_loading() {
+            progress.say(5, "Waiting for the host's virtualization drivers");
+        }
+        let waited = self.units.await_drivers(Instant::now() + DRIVERS, || progress.cancelled());
+        progress.check()?;
+        match (waited, hardware::open_kvm()) {
+            (_, Ok(_)) => Ok(()),
+            (Waited::TimedOut, Err(_)) => {
+                let detail = format!(
+                    "{name} cannot be powered on: the host has not loaded its virtualization drivers within {} s",
+                    DRIVERS.as_secs()
+                );
+                Err(Problem::new(Fault::HostNotReachable, detail)
+                    .remedy("look at the kernel's and init's lines in the host's log, then try again"))
+            }
+            (Waited::Seen(()) | Waited::Stopped, Err(no)) => Err(no.problem(name)),
+        }
     }
 
     fn close_taps(&self, id: Uuid, document: &VmDocument) {

@@ -8,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use keelson_init_control::{
-    Answer, Boot, Event, Exit, ExitRecord, Kept, LogLine, Refusal, Request, UnitId, UnitState, UnitStatus,
+    Answer, Boot, Event, Exit, ExitRecord, Kept, LogLine, Refusal, Request, Step, UnitId, UnitState,
+    UnitStatus,
 };
 use keelson_wire::{Listener, Served};
 
@@ -152,6 +153,9 @@ impl FakeInit {
                 for unit in state.units.values() {
                     sender.send(Event::Unit(unit.clone())).unwrap();
                 }
+                for step in &self.boot.timeline {
+                    sender.send(Event::Step(step.clone())).unwrap();
+                }
                 state.watchers.push(sender);
                 Served::Stream(
                     Answer::Done,
@@ -168,6 +172,12 @@ impl FakeInit {
         let mut state = self.state.lock().unwrap();
         let event = Event::Unit(state.units[&unit].clone());
         state.watchers.retain(|w| w.send(event.clone()).is_ok());
+    }
+
+    /// Tells that a step of the boot is done.
+    pub(crate) fn step(&self, name: &str) {
+        let event = Event::Step(Step { name: name.into(), at_ms: 50 });
+        self.state.lock().unwrap().watchers.retain(|w| w.send(event.clone()).is_ok());
     }
 
     fn ended(&self, unit: UnitId, code: i32, error: Option<String>) {

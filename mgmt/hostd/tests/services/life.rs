@@ -3,6 +3,7 @@
 use std::io::{BufReader, Write};
 
 use keelson_api::{Host, Network, PowerState, Task, TaskState, Vm};
+use keelson_init_control::{Boot, STEP_MACHINES, Step};
 use serde_json::json;
 
 use crate::fake_init::FakeInit;
@@ -243,6 +244,28 @@ fn a_vm_that_cannot_start_says_why_and_holds_nothing() {
     host.init.monitor(plain.id).end(-9, None);
     host.init.wait_empty();
     assert!(host.vm(plain.id).last_exit.unwrap().contains("signal 9"));
+}
+
+#[test]
+fn a_vm_powered_on_while_drivers_are_loaded_waits_for_them() {
+    let early = Boot { timeline: vec![Step { name: "units".into(), at_ms: 42 }], ..boot() };
+    let Some(host) = Whole::start_with_kvm_on(early) else { return };
+    let vm = host.create(&spec("early"));
+    let begun = host.power(vm.id, "on");
+    let task: Task = begun.read();
+    let looked = || host.get(&format!("/tasks/{}?wait=0", task.id)).read::<Task>();
+    host.until("the task does not say what it waits for", || looked().message.contains("drivers"));
+    assert_eq!((looked().state, looked().cancelable), (TaskState::Running, true));
+    assert!(host.init.holds().1.is_empty(), "it was started before the drivers were there");
+
+    // Whoever does not want to wait can cancel it.
+    assert_eq!(host.send("POST", &format!("/tasks/{}/cancel", task.id), &json!({})).status, 200);
+    assert!(host.wait(&begun).message.contains("cancelled"));
+
+    let begun = host.power(vm.id, "on");
+    host.init.step("storage");
+    host.init.step(STEP_MACHINES);
+    host.succeed(&begun);
 }
 
 #[test]
