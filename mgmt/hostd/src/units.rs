@@ -134,7 +134,12 @@ impl Units {
         doing: &str,
         ask: impl FnOnce(&mut Client) -> Result<T, Error>,
     ) -> Result<T, Problem> {
-        self.client().and_then(|mut client| ask(&mut client)).map_err(|e| problems::init(doing, &e))
+        self.call(ask).map_err(|e| problems::init(doing, &e))
+    }
+
+    /// The same for a caller to whom it matters why it failed.
+    pub fn call<T>(&self, ask: impl FnOnce(&mut Client) -> Result<T, Error>) -> Result<T, Error> {
+        self.client().and_then(|mut client| ask(&mut client))
     }
 
     /// Tells init something.

@@ -4,12 +4,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use keelson_api::{Fault, PowerState, Problem, Task, VmPowerAction};
-use keelson_init_control::{Request as InitRequest, UnitId, UnitState};
+use keelson_init_control::logging::chain;
+use keelson_init_control::{Refusal as InitRefusal, Request as InitRequest, UnitId, UnitState};
 use keelson_vmm_control::Request as VmmRequest;
+use keelson_wire::CallError;
 use uuid::Uuid;
 
 use super::document::{LastRun, SCHEMA, VmDocument};
+use super::launch::NotStarted;
 use super::{Vms, launch, monitor};
+use crate::datastores::DatastorePath;
 use crate::hardware::{self, HOST_RESERVE_MIB};
 use crate::tasks::{Plan, Progress};
 use crate::units::Waited;
@@ -175,7 +179,10 @@ impl Vms {
             progress.say(50, "Starting its monitor");
             launch.start(self, &document)
         })();
-        if let Err(problem) = started {
+        if let Err(NotStarted { problem, perhaps }) = started {
+            if perhaps {
+                return Err(self.take_back(id, &document.name, &entry.directory, run, problem));
+            }
             self.close_taps(id, &document);
             let run = LastRun {
                 ended: Some(jiff::Timestamp::now()),
@@ -207,6 +214,54 @@ impl Vms {
                     .remedy("look at the kernel's and init's lines in the host's log, then try again"))
             }
             (Waited::Seen(()) | Waited::Stopped, Err(no)) => Err(no.problem(name)),
+        }
+    }
+
+    /// After a start without an answer: the VM is killed if it was started, so that none runs whose task has failed. Its taps are
+    /// left to whoever has them: the monitor, or init with a request that it has not carried out. They vanish with the last copy.
+    fn take_back(
+        &self,
+        id: Uuid,
+        name: &str,
+        directory: &DatastorePath,
+        run: LastRun,
+        problem: Problem,
+    ) -> Problem {
+        let told = |and: String, remedy: &str| {
+            Problem::new(problem.fault, format!("{}; {and}", problem.detail)).remedy(remedy)
+        };
+        match self.units.call(|c| c.tell(&InitRequest::Kill { unit: UnitId::Vm(id) })) {
+            Ok(()) => {
+                // Its end is written down only after it was released; until then init's event may still be on its way.
+                let over = |u: Option<&keelson_init_control::UnitStatus>| {
+                    u.is_none().then(|| self.exit_of(id)).flatten()
+                };
+                match self.units.wait(id, Instant::now() + KILLED, || false, over) {
+                    Waited::Seen(_) => {
+                        told("it had been started, and was killed".into(), "power it on again")
+                    }
+                    Waited::Stopped | Waited::TimedOut => told(
+                        format!(
+                            "it had been started and was killed, but is not gone after {} s",
+                            KILLED.as_secs()
+                        ),
+                        "read the VM's state, and look at the host's log",
+                    ),
+                }
+            }
+            Err(CallError::Refused(InitRefusal::NoSuchUnit(_))) => {
+                let exit = Some(format!("It was not started: {problem}"));
+                let run = LastRun { ended: Some(jiff::Timestamp::now()), exit, ..run };
+                self.put_down(id, directory, run);
+                problem
+            }
+            Err(error) => {
+                log::warn!("whether {name} was started is not known: {}", chain(&error));
+                told(
+                    "whether it was started is not known".into(),
+                    "read the VM's state as soon as init answers again: if it runs, it is shown so",
+                )
+            }
         }
     }
 

@@ -27,6 +27,15 @@ struct State {
     listed: u32,
     /// VMs are refused.
     refuse: bool,
+    /// Requests, by their names, whose next conversation breaks: before it is carried out or after.
+    breaks: BTreeMap<&'static str, Break>,
+}
+
+/// Where a conversation breaks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Break {
+    Before,
+    After,
 }
 
 pub(crate) struct FakeInit {
@@ -49,6 +58,22 @@ impl FakeInit {
     }
 
     fn handle(self: &Arc<Self>, request: Request, fds: Vec<OwnedFd>) -> Served<Answer, Refusal, Event> {
+        let words = format!("{request:?}");
+        let name = words.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        let broken = self.state.lock().unwrap().breaks.remove(name);
+        // The end of its thread closes a connection without an answer.
+        let cut = |at| {
+            if broken == Some(at) {
+                std::panic::resume_unwind(Box::new("as the test wants it"));
+            }
+        };
+        cut(Break::Before);
+        let served = self.answer(request, fds);
+        cut(Break::After);
+        served
+    }
+
+    fn answer(self: &Arc<Self>, request: Request, fds: Vec<OwnedFd>) -> Served<Answer, Refusal, Event> {
         let mut state = self.state.lock().unwrap();
         let done = Served::Answer(Answer::Done, vec![]);
         match request {
@@ -227,6 +252,11 @@ impl FakeInit {
 
     pub(crate) fn told(&self) -> Vec<String> {
         self.state.lock().unwrap().told.clone()
+    }
+
+    /// The next conversation with this request breaks.
+    pub(crate) fn break_next(&self, request: &'static str, at: Break) {
+        self.state.lock().unwrap().breaks.insert(request, at);
     }
 
     pub(crate) fn refuse(&self, refuse: bool) {
