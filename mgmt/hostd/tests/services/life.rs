@@ -300,6 +300,19 @@ fn a_start_without_an_answer_is_taken_back() {
 }
 
 #[test]
+fn an_answer_that_is_lost_while_a_vm_is_released_blocks_nothing() {
+    let Some(host) = Whole::start_with_kvm() else { return };
+    let vm = host.create(&spec("again"));
+    for request in ["Forget", "Release"] {
+        host.succeed(&host.power(vm.id, "on"));
+        host.init.break_next(request, Break::After);
+        host.init.monitor(vm.id).end(0, None);
+        host.init.wait_empty();
+    }
+    host.succeed(&host.power(vm.id, "on"));
+}
+
+#[test]
 fn one_task_works_on_a_vm_and_a_wait_can_be_cancelled() {
     let Some(host) = Whole::start_with_kvm() else { return };
     let vm = host.create(
