@@ -93,7 +93,10 @@ impl Host {
     /// A step of the boot was done at this time, in milliseconds.
     pub(crate) fn step_at(&self, name: &str, at_ms: u64) {
         log::info!("{name} done at {at_ms} ms");
-        self.lock().boot.timeline.push(Step { name: name.into(), at_ms });
+        let step = Step { name: name.into(), at_ms };
+        let mut core = self.lock();
+        core.watchers.tell(&Event::Step(step.clone()));
+        core.boot.timeline.push(step);
     }
 
     /// Something a person should know.
@@ -103,11 +106,12 @@ impl Host {
         self.lock().boot.problems.push(problem);
     }
 
-    /// A new watcher, which is told of every unit first.
+    /// A new watcher, which is told of every unit and every step of the boot first.
     pub(crate) fn watch(&self) -> Option<Receiver<Event>> {
         let mut core = self.lock();
         let now = clock::now();
         let mut first: Vec<Event> = core.units.values().map(|e| Event::Unit(e.unit.status(now))).collect();
+        first.extend(core.boot.timeline.iter().cloned().map(Event::Step));
         first.extend(core.powering.map(Event::PoweringDown));
         core.watchers.add(first)
     }
@@ -124,9 +128,12 @@ impl Host {
         self.poke();
     }
 
-    /// Stops a unit, or restarts it.
+    /// Stops a unit, or restarts it. Nothing is started again while the host goes down.
     pub(crate) fn stop(&self, id: UnitId, deadline: Duration, then: Then) -> Result<(), Refusal> {
         let mut core = self.lock();
+        if then == Then::Again && core.powering.is_some() {
+            return Err(Refusal::GoingDown);
+        }
         let entry = core.units.get_mut(&id).ok_or(Refusal::NoSuchUnit(id))?;
         if let Some(act) = entry.unit.stop(deadline, then, clock::now()) {
             carry_out(entry, act);
@@ -292,5 +299,39 @@ fn carry_out(entry: &Entry, act: Act) {
             }
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use keelson_init_control::UnitState;
+
+    fn host() -> Host {
+        Host::new(true, Groups::none(), false, Boot::default()).unwrap()
+    }
+
+    #[test]
+    fn a_daemon_is_not_started_again_while_the_host_goes_down() {
+        let host = host();
+        host.add_daemon(UnitId::Hostd);
+        host.stop(UnitId::Hostd, Duration::ZERO, Then::Stay).unwrap();
+        assert!(host.lock().begin_power(PowerAction::PowerOff));
+        assert_eq!(host.restart(UnitId::Hostd), Err(Refusal::GoingDown));
+        assert_eq!(host.statuses()[0].state, UnitState::Ended);
+        assert!(host.stop(UnitId::Hostd, Duration::ZERO, Then::Stay).is_ok());
+    }
+
+    #[test]
+    fn a_watcher_hears_of_the_steps_before_and_after_it_came() {
+        let host = host();
+        host.step_at("mounts", 5);
+        let events = host.watch().unwrap();
+        host.step_at("machines", 7);
+        let steps: Vec<(String, u64)> = events
+            .try_iter()
+            .filter_map(|e| if let Event::Step(step) = e { Some((step.name, step.at_ms)) } else { None })
+            .collect();
+        assert_eq!(steps, [("mounts".into(), 5), ("machines".into(), 7)]);
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use keelson_init_control::{Boot, PowerAction, StateVolume, Tty, UnitId};
+use keelson_init_control::{Boot, PowerAction, STEP_MACHINES, StateVolume, Tty, UnitId};
 
 use crate::cgroup::Groups;
 use crate::host::Host;
@@ -71,6 +71,8 @@ fn begin(words: &[String]) -> std::io::Result<ExitCode> {
     let host = Arc::new(Host::new(true, groups, open_ports, boot)?);
     host.step("mounts");
     mounts::give_hostd_its_devices();
+    // The drivers are those of the machine that it runs on.
+    host.step(STEP_MACHINES);
     state(&host)?;
     hostname::at_boot(&host.lock().boot.words);
     host.step("state");

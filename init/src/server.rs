@@ -6,7 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
-use keelson_init_control::{Boot, Tty, UnitId};
+use keelson_init_control::{Boot, STEP_MACHINES, Tty, UnitId};
 use nix::errno::Errno;
 
 use crate::cgroup::Groups;
@@ -95,7 +95,7 @@ fn begin() -> std::io::Result<()> {
         drivers.allow(Stage::Machines);
         drivers.wait(Stage::Machines);
         machines(&late, &drivers);
-        late.step("machines");
+        late.step(STEP_MACHINES);
         disk::grow_mounted(&late);
         drivers.allow(Stage::Later);
         drivers.wait(Stage::Later);

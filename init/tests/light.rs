@@ -81,7 +81,7 @@ fn it_starts_its_daemons_with_their_rights_and_tells_how_it_went() {
     assert_eq!(boot.consoles, [Tty::TtyS0]);
     assert_eq!(boot.state.unwrap().device, "/state");
     let steps: Vec<&str> = boot.timeline.iter().map(|s| s.name.as_str()).collect();
-    assert_eq!(steps, ["mounts", "state", "units"]);
+    assert_eq!(steps, ["mounts", "machines", "state", "units"]);
     // /proc would show the reader's own UTS namespace, so the name is asked inside.
     let uts = std::process::Command::new("nsenter")
         .args(["--target", &host.init_pid().to_string(), "--uts", "uname", "-n"])

@@ -23,6 +23,7 @@ use crate::dhcp::run::{self, Command, News, Update};
 use crate::dhcp::saved;
 use crate::model::{BridgeSettings, Observed};
 use crate::observe::{self, ObserveError};
+use crate::pace::Pace;
 use crate::plan::{Op, nics_up, plan};
 use crate::seed::{self, WantedNic};
 use crate::status::{self, Facts};
@@ -122,9 +123,9 @@ pub(crate) async fn run(
     daemon.raise_nics().await;
     daemon.probe_vlan_filtering().await;
     daemon.retry().await;
-    let mut due: Option<Instant> = None;
+    let mut pace = Pace::default();
     loop {
-        let timer = [due, daemon.settling()].into_iter().flatten().min();
+        let timer = [pace.due(), daemon.settling()].into_iter().flatten().min();
         tokio::select! {
             ask = asks.recv() => match ask {
                 Some(ask) => {
@@ -135,19 +136,19 @@ pub(crate) async fn run(
                 None => return Ok(()),
             },
             event = events.next() => match event {
-                Some(_) => due = due.or(Some(Instant::now() + daemon.pause())),
+                Some(_) => pace.happened(Instant::now(), daemon.pause()),
                 None => return Err(std::io::Error::other("the kernel's link events ended")),
             },
             news = heard.recv() => if let Some(news) = news {
                 daemon.hear(news).await;
             },
             () = until(timer) => {
-                due = None;
                 daemon.retry().await;
+                pace.looked(Instant::now());
             }
         }
         if daemon.failure.is_some() {
-            due = due.or(Some(Instant::now() + RETRY_AFTER));
+            pace.by(Instant::now() + RETRY_AFTER);
         }
     }
 }

@@ -12,6 +12,7 @@ mod linklocal;
 mod model;
 mod names;
 mod observe;
+mod pace;
 mod plan;
 mod resolv;
 mod seed;

@@ -178,6 +178,9 @@ pub struct Boot {
     pub consoles: Vec<Tty>,
 }
 
+/// The step after which the drivers of virtual machines are loaded and hostd has its devices, or it is known why not.
+pub const STEP_MACHINES: &str = "machines";
+
 /// One step of the boot.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Step {
@@ -232,6 +235,8 @@ pub enum Event {
     Unit(UnitStatus),
     /// Shutting down has begun.
     PoweringDown(PowerAction),
+    /// A step of the boot is done. Right after `Watch` one comes for each step that was done before.
+    Step(Step),
 }
 
 /// Why init did not do what it was asked; nothing changed.

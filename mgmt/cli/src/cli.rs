@@ -127,12 +127,30 @@ pub(crate) enum HostCommand {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(0..=3600))]
         guest_deadline: u32,
     },
+    /// Restart one of the host's daemons; VMs go on.
+    RestartAgent {
+        /// Which.
+        agent: Agent,
+        /// Return as soon as the task has begun; with `hostd` always, since the task ends with it.
+        #[arg(long)]
+        no_wait: bool,
+    },
     /// Set root's password.
     SetPassword {
         /// Read the present and the new password, a line each, from standard input (the new one alone with --local on a host without one).
         #[arg(long)]
         password_stdin: bool,
     },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Agent {
+    /// The host agent, which serves the API: sessions end, tokens stay.
+    Hostd,
+    /// The network daemon.
+    Netd,
+    /// The console.
+    Dcui,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -199,6 +217,8 @@ pub(crate) enum VmCommand {
     },
     /// Create a VM; it is powered off.
     Create(Box<Create>),
+    /// Change a VM that is powered off. What is not given stays.
+    Set(Box<Set>),
     /// Power on.
     Start(VmAndWait),
     /// Shut the guest down by its power button; with --force, power off at once.
@@ -268,6 +288,37 @@ pub(crate) struct Create {
     /// The datastore for its directory.
     #[arg(long)]
     pub(crate) datastore: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+pub(crate) struct Set {
+    /// Its name or id.
+    pub(crate) vm: String,
+    /// vCPUs.
+    #[arg(long, group = "what")]
+    pub(crate) vcpus: Option<u32>,
+    /// Memory: 512M, 2G, or a number of MiB.
+    #[arg(long, value_parser = mebibytes, group = "what")]
+    pub(crate) memory: Option<u64>,
+    /// The kernel: "[datastore] path" or datastore:path.
+    #[arg(long, group = "what")]
+    pub(crate) kernel: Option<Place>,
+    /// The initramfs, written likewise.
+    #[arg(long, group = "what", conflicts_with = "no_initramfs")]
+    pub(crate) initramfs: Option<Place>,
+    /// Boot without an initramfs.
+    #[arg(long, group = "what")]
+    pub(crate) no_initramfs: bool,
+    /// The kernel's command line.
+    #[arg(long, group = "what")]
+    pub(crate) cmdline: Option<String>,
+    /// A network adapter, repeatable: the whole list. A port group, with `,mac=MAC` to set its address.
+    #[arg(long = "nic", value_name = "NIC", value_parser = crate::place::nic, group = "what", conflicts_with = "no_nics")]
+    pub(crate) nics: Vec<keelson_api::NicSpec>,
+    /// Take all network adapters away.
+    #[arg(long, group = "what")]
+    pub(crate) no_nics: bool,
 }
 
 /// MiB, written `512M`, `2G`, `1T` or as a plain number.

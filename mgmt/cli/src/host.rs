@@ -5,7 +5,7 @@ use std::time::Duration;
 use keelson_api::client::{Client, LogQuery};
 use keelson_api::{Host, HostPower, HostPowerAction, HostUpdate, LogLine, PasswordChange};
 
-use crate::cli::{HostCommand, HostPowerArgument, Logs};
+use crate::cli::{Agent, HostCommand, HostPowerArgument, Logs};
 use crate::failure::Failure;
 use crate::output::{Output, bytes, clean, size, span};
 use crate::terminal;
@@ -27,6 +27,14 @@ pub(crate) fn run(client: &Client, command: Option<&HostCommand>, output: &Outpu
             // Its end cannot be waited for: the host goes away with it.
             let task = client.host_power(&HostPower { action, guest_deadline_s: *guest_deadline })?;
             crate::task::show(&task, output)
+        }
+        Some(HostCommand::RestartAgent { agent, no_wait }) => {
+            let (name, ends_with_it) = match agent {
+                Agent::Hostd => ("hostd", true),
+                Agent::Netd => ("netd", false),
+                Agent::Dcui => ("dcui", false),
+            };
+            crate::task::follow(client, client.restart_agent(name)?, *no_wait || ends_with_it, output)
         }
         Some(HostCommand::SetPassword { password_stdin }) => set_password(client, *password_stdin),
     }

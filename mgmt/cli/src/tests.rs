@@ -175,7 +175,7 @@ fn serve(
             thread::spawn(move || {
                 loop {
                     let mut reader = BufReader::with_capacity(1, &mut stream);
-                    let (mut line, mut length) = (String::new(), 0);
+                    let (mut line, mut length, mut chunked) = (String::new(), 0, false);
                     if reader.read_line(&mut line).unwrap_or(0) == 0 {
                         return;
                     }
@@ -188,6 +188,13 @@ fn serve(
                         if let Some(n) = field.to_lowercase().strip_prefix("content-length:") {
                             length = n.trim().parse().unwrap();
                         }
+                        chunked |= field.to_lowercase().starts_with("transfer-encoding: chunked");
+                    }
+                    if chunked {
+                        // A request without a body has one without chunks.
+                        let mut end = [0; 5];
+                        reader.read_exact(&mut end).unwrap();
+                        assert_eq!(end, *b"0\r\n\r\n");
                     }
                     let mut body = vec![0; length];
                     reader.read_exact(&mut body).unwrap();
@@ -273,6 +280,45 @@ fn a_failed_task_is_a_failure_with_its_reason() {
     for part in ["Power On Virtual Machine of web1 failed", "no KVM here", "switch SVM on"] {
         assert!(failure.text().contains(part), "{}", failure.text());
     }
+}
+
+#[test]
+fn of_a_vm_only_what_is_given_is_changed() {
+    let change = "PATCH /vms/11111111-2222-4333-8444-555555555555";
+    let (_dir, socket, told) =
+        serve(vec![("GET /vms", "200 OK", format!("[{}]", a_vm())), (change, "200 OK", a_vm())]);
+    for (line, body) in [
+        (&["--vcpus", "2", "--memory", "1G"][..], r#"{"vcpus":2,"memory_mib":1024}"#),
+        (&["--kernel", "d:k2", "--no-initramfs"], r#"{"kernel":"[d] k2","initramfs":""}"#),
+        (&["--cmdline", "", "--initramfs", "[d] i"], r#"{"initramfs":"[d] i","cmdline":""}"#),
+        (&["--no-nics"], r#"{"nics":[]}"#),
+        (&["--nic", "VM Network"], r#"{"nics":[{"port_group":"VM Network"}]}"#),
+    ] {
+        let whole: Vec<&str> = ["vm", "set", "web1"].into_iter().chain(line.iter().copied()).collect();
+        on_local(&socket, &whole).unwrap();
+        assert_eq!(told.try_iter().last().unwrap(), (change.into(), body.into()), "{line:?}");
+    }
+    // Nothing to change, and both of what excludes each other, are mistakes.
+    for line in [&["vm", "set", "web1"][..], &["vm", "set", "web1", "--no-nics", "--nic", "a"]] {
+        assert!(parse(line).is_err(), "{line:?}");
+    }
+}
+
+#[test]
+fn an_agent_is_restarted_and_only_the_host_agent_is_not_waited_for() {
+    let wait = "GET /tasks/11111111-2222-4333-8444-555555555555?wait=25";
+    let (_dir, socket, told) = serve(vec![
+        ("POST /agents/netd/restart", "202 Accepted", a_task("running")),
+        ("POST /agents/hostd/restart", "202 Accepted", a_task("running")),
+        (wait, "200 OK", a_task("success")),
+    ]);
+    on_local(&socket, &["host", "restart-agent", "netd"]).unwrap();
+    let asked: Vec<String> = told.try_iter().map(|(what, _)| what).collect();
+    assert_eq!(asked, ["POST /agents/netd/restart", wait]);
+    on_local(&socket, &["host", "restart-agent", "hostd"]).unwrap();
+    let asked: Vec<String> = told.try_iter().map(|(what, _)| what).collect();
+    assert_eq!(asked, ["POST /agents/hostd/restart"]);
+    assert!(parse(&["host", "restart-agent", "init"]).is_err());
 }
 
 #[test]

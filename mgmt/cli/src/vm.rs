@@ -3,10 +3,10 @@
 use std::io::Read;
 
 use keelson_api::client::Client;
-use keelson_api::{PowerState, Vm, VmPowerAction, VmSpec};
+use keelson_api::{PowerState, Vm, VmPowerAction, VmSpec, VmUpdate};
 use uuid::Uuid;
 
-use crate::cli::{Create, VmAndWait, VmCommand};
+use crate::cli::{Create, Set, VmAndWait, VmCommand};
 use crate::failure::Failure;
 use crate::output::{Output, size, span};
 use crate::{console, task};
@@ -31,6 +31,7 @@ pub(crate) fn run(client: &Client, command: &VmCommand, output: &Output) -> Resu
         }
         VmCommand::Show { vm } => show(&find(client, vm)?, output),
         VmCommand::Create(create) => show(&client.create_vm(&spec(create)?)?, output),
+        VmCommand::Set(set) => show(&client.update_vm(find(client, &set.vm)?.id, &update(set)?)?, output),
         VmCommand::Start(vm) => power(vm, VmPowerAction::On),
         VmCommand::Stop { vm, force } => {
             power(vm, if *force { VmPowerAction::Off } else { VmPowerAction::Shutdown })
@@ -101,6 +102,24 @@ pub(crate) fn spec(create: &Create) -> Result<VmSpec, Failure> {
         cmdline: create.cmdline.clone(),
         disks: create.disks.clone(),
         nics: create.nics.clone(),
+    })
+}
+
+fn update(set: &Set) -> Result<VmUpdate, Failure> {
+    let file = |place: &crate::place::Place| place.file().map(ToString::to_string).map_err(Failure::Usage);
+    let initramfs = if set.no_initramfs {
+        // The API removes it by an empty text.
+        Some(String::new())
+    } else {
+        set.initramfs.as_ref().map(file).transpose()?
+    };
+    Ok(VmUpdate {
+        vcpus: set.vcpus,
+        memory_mib: set.memory,
+        kernel: set.kernel.as_ref().map(file).transpose()?,
+        initramfs,
+        cmdline: set.cmdline.clone(),
+        nics: (set.no_nics || !set.nics.is_empty()).then(|| set.nics.clone()),
     })
 }
 

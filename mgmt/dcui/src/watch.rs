@@ -116,6 +116,8 @@ fn init_session(
                 Fact::Unit(Box::new(unit))
             }
             Ok(InitEvent::PoweringDown(action)) => Fact::GoingDown(action),
+            // The console shows no steps.
+            Ok(InitEvent::Step(_)) => continue,
             Err(e) => return Ok(cause(&e)),
         };
         let _ = to.send(Message::Fact(fact));

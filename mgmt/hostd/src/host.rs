@@ -43,7 +43,9 @@ impl Services {
                 "init restarts the network daemon; look at the host's log",
             )),
         }
-        if let Err(no) = hardware::open_kvm() {
+        if let Err(no) = hardware::open_kvm()
+            && !self.units.drivers_loading()
+        {
             conditions.push(condition(
                 KVM_MISSING,
                 &format!("this host cannot run VMs: {}", no.reason),

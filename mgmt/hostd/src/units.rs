@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use keelson_api::{Fault, Problem};
 use keelson_init_control::logging::chain;
-use keelson_init_control::{Client, Error, Event, Request, UnitId, UnitState, UnitStatus};
+use keelson_init_control::{Client, Error, Event, Request, STEP_MACHINES, UnitId, UnitState, UnitStatus};
 use uuid::Uuid;
 
 use crate::problems;
@@ -35,6 +35,8 @@ struct State {
     trouble: Option<String>,
     units: BTreeMap<UnitId, UnitStatus>,
     going_down: bool,
+    /// Whether init has loaded the drivers of virtual machines, or knows why not.
+    machines: bool,
 }
 
 impl Units {
@@ -110,6 +112,12 @@ impl Units {
                     self.lock().going_down = true;
                     self.changed.notify_all();
                 }
+                Ok(Event::Step(step)) => {
+                    if step.name == STEP_MACHINES {
+                        self.lock().machines = true;
+                        self.changed.notify_all();
+                    }
+                }
                 Err(e) => return (chain(&e), true),
             }
         }
@@ -126,7 +134,12 @@ impl Units {
         doing: &str,
         ask: impl FnOnce(&mut Client) -> Result<T, Error>,
     ) -> Result<T, Problem> {
-        self.client().and_then(|mut client| ask(&mut client)).map_err(|e| problems::init(doing, &e))
+        self.call(ask).map_err(|e| problems::init(doing, &e))
+    }
+
+    /// The same for a caller to whom it matters why it failed.
+    pub fn call<T>(&self, ask: impl FnOnce(&mut Client) -> Result<T, Error>) -> Result<T, Error> {
+        self.client().and_then(|mut client| ask(&mut client))
     }
 
     /// Tells init something.
@@ -147,6 +160,17 @@ impl Units {
     /// Whether the host is shutting down.
     pub fn going_down(&self) -> bool {
         self.lock().going_down
+    }
+
+    /// Whether init is still loading the drivers of virtual machines, so that no KVM means nothing yet.
+    pub fn drivers_loading(&self) -> bool {
+        let state = self.lock();
+        state.connected && !state.machines
+    }
+
+    /// Waits until init has loaded the drivers of virtual machines or the host goes down, at most until `deadline`.
+    pub fn await_drivers(&self, deadline: Instant, stop: impl Fn() -> bool) -> Waited<()> {
+        self.wait_for(deadline, stop, |state| (state.machines || state.going_down).then_some(()))
     }
 
     /// A VM's unit. Refused while init cannot be heard: a VM that runs must not be taken for one that is off.
@@ -179,10 +203,19 @@ impl Units {
         stop: impl Fn() -> bool,
         seen: impl Fn(Option<&UnitStatus>) -> Option<T>,
     ) -> Waited<T> {
+        self.wait_for(deadline, stop, |state| seen(state.units.get(&UnitId::Vm(id))))
+    }
+
+    fn wait_for<T>(
+        &self,
+        deadline: Instant,
+        stop: impl Fn() -> bool,
+        seen: impl Fn(&State) -> Option<T>,
+    ) -> Waited<T> {
         let mut state = self.lock();
         loop {
             if state.connected
-                && let Some(found) = seen(state.units.get(&UnitId::Vm(id)))
+                && let Some(found) = seen(&state)
             {
                 return Waited::Seen(found);
             }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::signalfd::SignalFd;
@@ -20,6 +21,8 @@ const CHUNK: usize = 4096;
 const MOST_CLIENTS: usize = 16;
 /// The key that ends a `run` on a terminal: Ctrl-].
 const QUIT_KEY: u8 = 0x1d;
+/// For how long no connection is taken where descriptors or memory are short: others may free them, and nothing tells of that.
+const SHORT: Duration = Duration::from_millis(250);
 /// How long the last output may take to reach its readers when the machine ends.
 const LAST_WORDS: Duration = Duration::from_millis(500);
 
@@ -72,6 +75,10 @@ pub struct Carrier {
     logged: u64,
     shown: u64,
     typed: Vec<u8>,
+    /// Descriptors or memory were short at the last connection: the listener rests for one wait.
+    short: bool,
+    /// That was logged, and no connection has been taken since.
+    short_told: bool,
     tell: Tell,
 }
 
@@ -97,13 +104,27 @@ impl std::fmt::Debug for Carrier {
 }
 
 impl Carrier {
+    fn new(console: Arc<Console>, ends: Ends, tell: Tell) -> Self {
+        Self {
+            console,
+            ends,
+            clients: vec![],
+            logged: 0,
+            shown: 0,
+            typed: vec![],
+            short: false,
+            short_told: false,
+            tell,
+        }
+    }
+
     /// Starts the thread.
     pub fn start(console: Arc<Console>, ends: Ends, tell: Tell) -> io::Result<StopCarrier> {
         if let Some(listener) = &ends.listener {
             listener.set_nonblocking(true)?;
         }
         let (stop, stopped) = UnixStream::pair()?;
-        let mut carrier = Self { console, ends, clients: vec![], logged: 0, shown: 0, typed: vec![], tell };
+        let mut carrier = Self::new(console, ends, tell);
         let thread =
             std::thread::Builder::new().name("console".into()).stack_size(128 << 10).spawn(move || {
                 carrier.run(&stopped);
@@ -114,7 +135,14 @@ impl Carrier {
 
     fn run(&mut self, stopped: &UnixStream) {
         loop {
-            let ready = match self.wait(Some(stopped.as_fd()), PollTimeout::NONE) {
+            let rest = if self.short {
+                PollTimeout::try_from(SHORT).unwrap_or(PollTimeout::ZERO)
+            } else {
+                PollTimeout::NONE
+            };
+            let ready = self.wait(Some(stopped.as_fd()), rest);
+            self.short = false;
+            let ready = match ready {
                 Ok(ready) => ready,
                 Err(e) => {
                     log::error!("the console's carrier ends, since poll(2) failed: {e}");
@@ -165,8 +193,8 @@ impl Carrier {
             if let Some(signals) = &self.ends.signals {
                 add(Source::Signals, signals.as_fd(), PollFlags::POLLIN);
             }
-            if let Some(listener) = self.ends.listener.as_ref().filter(|_| self.clients.len() < MOST_CLIENTS)
-            {
+            let takes = self.clients.len() < MOST_CLIENTS && !self.short;
+            if let Some(listener) = self.ends.listener.as_ref().filter(|_| takes) {
                 add(Source::Listener, listener.as_fd(), PollFlags::POLLIN);
             }
             if let Some(stdin) = self.ends.stdin.as_ref().filter(|_| room && self.typed.is_empty()) {
@@ -187,7 +215,7 @@ impl Carrier {
         }
         let (sources, mut polled): (Vec<Source>, Vec<PollFd<'_>>) = fds.into_iter().unzip();
         match poll(&mut polled, timeout) {
-            Err(nix::errno::Errno::EINTR) => return Ok(vec![]),
+            Err(Errno::EINTR) => return Ok(vec![]),
             other => other?,
         };
         let ready = sources.into_iter().zip(polled.iter().map(|p| p.revents().unwrap_or(PollFlags::empty())));
@@ -223,22 +251,36 @@ impl Carrier {
 
     fn accept(&mut self) {
         let Some(listener) = &self.ends.listener else { return };
-        match listener.accept() {
-            Ok((stream, _)) => match stream.set_nonblocking(true) {
+        match listener.accept().and_then(|(stream, _)| stream.set_nonblocking(true).map(|()| stream)) {
+            Ok(stream) => {
+                self.short_told = false;
                 // Position 0: the reader begins with everything that the ring still holds.
-                Ok(()) => self.clients.push(Client {
+                self.clients.push(Client {
                     stream,
                     position: 0,
                     typed: vec![],
                     silent: false,
                     closed: false,
                     gone: false,
-                }),
-                Err(e) => log::warn!("a console connection was dropped: {e}"),
-            },
-            Err(e) if matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
-            Err(e) => {
-                log::error!("the console takes no further connections: {e}");
+                });
+            }
+            Err(e) => self.not_accepted(&e),
+        }
+    }
+
+    /// A connection was not accepted. That ends the listening only where the listener itself is of no use any more.
+    fn not_accepted(&mut self, error: &io::Error) {
+        match error.raw_os_error().map(Errno::from_raw) {
+            // There was none, or the peer gave up before it was accepted.
+            Some(Errno::EAGAIN | Errno::EINTR | Errno::ECONNABORTED) => {}
+            Some(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM | Errno::ENOBUFS) => {
+                self.short = true;
+                if !std::mem::replace(&mut self.short_told, true) {
+                    log::warn!("the console takes no connections for now: {error}");
+                }
+            }
+            _ => {
+                log::error!("the console takes no further connections: {error}");
                 self.ends.listener = None;
             }
         }
@@ -388,6 +430,32 @@ mod tests {
         let stop = Carrier::start(Arc::clone(&console), ends, Box::new(move |heard| tx.send(heard).unwrap()))
             .unwrap();
         (console, stop, path, dir, rx)
+    }
+
+    #[test]
+    fn a_connection_that_could_not_be_accepted_does_not_end_the_listening() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("console.sock");
+        let ends = Ends { listener: Some(UnixListener::bind(&path).unwrap()), ..Ends::default() };
+        let mut carrier = Carrier::new(Arc::new(Console::new().unwrap()), ends, Box::new(|_| {}));
+        let (stop, _keep) = UnixStream::pair().unwrap();
+        let listens = |carrier: &Carrier| {
+            let ready = carrier.wait(Some(stop.as_fd()), PollTimeout::ZERO).unwrap();
+            ready.iter().any(|(source, _)| *source == Source::Listener)
+        };
+        let _client = UnixStream::connect(&path).unwrap();
+        carrier.not_accepted(&Errno::ECONNABORTED.into());
+        assert!(listens(&carrier), "another one waits");
+        for short in [Errno::EMFILE, Errno::ENFILE, Errno::ENOMEM] {
+            carrier.not_accepted(&short.into());
+            assert!(!listens(&carrier), "asked again at once, it would spin");
+            carrier.short = false;
+            assert!(listens(&carrier));
+        }
+        carrier.accept();
+        assert_eq!(carrier.clients.len(), 1);
+        carrier.not_accepted(&Errno::EBADF.into());
+        assert!(carrier.ends.listener.is_none());
     }
 
     #[test]

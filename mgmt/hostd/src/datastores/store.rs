@@ -177,13 +177,14 @@ impl Datastore {
     }
 
     /// Streams `body` into a file and returns what became of it. Nothing is left behind when it fails. `length` is what the client
-    /// announced; `may_replace` is asked just before the new file takes the name.
-    pub fn upload(
+    /// announced. `may_replace` is asked first, and again just before the new file takes the name; what it then returns is kept until
+    /// that is done.
+    pub fn upload<G>(
         &self,
         path: &DatastorePath,
         body: &mut dyn Read,
         length: Option<u64>,
-        may_replace: &dyn Fn() -> Result<(), Problem>,
+        may_replace: &dyn Fn() -> Result<G, Problem>,
     ) -> Result<FileEntry, Problem> {
         let (parents, name) =
             path.split().ok_or_else(|| super::PathError::NoFile(path.to_string()).problem())?;
@@ -198,7 +199,7 @@ impl Datastore {
             return Err(Problem::new(Fault::NoDiskSpace, detail)
                 .remedy("delete files that are not needed, or use a larger datastore"));
         }
-        may_replace()?;
+        drop(may_replace()?);
         let failed = |e: io::Error| problems::file(format!("`{path}` could not be written"), &e);
         let mut made = Made::new(self.directory()?);
         let directory = made.parents(parents).map_err(failed)?;
@@ -210,8 +211,9 @@ impl Datastore {
         made.file = Some((directory.again().map_err(failed)?, temporary.clone()));
         super::upload::receive(path, body, &mut file, length, &|| self.space().map(|s| s.free))?;
         file.sync_all().map_err(failed)?;
-        may_replace()?;
+        let guard = may_replace()?;
         directory.replace(&temporary, name).map_err(failed)?;
+        drop(guard);
         made.keep();
         directory.sync().map_err(failed)?;
         let meta = directory.meta(name).map_err(failed)?;
@@ -365,6 +367,23 @@ mod tests {
             Fault::FileInUse
         );
         assert_eq!(names(&dir.path().join("a/b")), ["file"]);
+    }
+
+    #[test]
+    fn what_allows_a_replacement_is_held_until_the_name_is_taken() {
+        struct Held(std::path::PathBuf, std::rc::Rc<std::cell::RefCell<Vec<String>>>);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                self.1.borrow_mut().push(std::fs::read_to_string(&self.0).unwrap());
+            }
+        }
+        let (dir, store) = store();
+        std::fs::write(dir.path().join("file"), "old").unwrap();
+        let seen = std::rc::Rc::default();
+        let path = DatastorePath::parse("[d] file").unwrap();
+        let allow = || Ok(Held(dir.path().join("file"), std::rc::Rc::clone(&seen)));
+        store.upload(&path, &mut &b"new"[..], Some(3), &allow).unwrap();
+        assert_eq!(*seen.borrow(), ["old", "new"]);
     }
 
     #[test]

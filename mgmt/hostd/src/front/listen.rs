@@ -16,6 +16,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 
 use super::Front;
 use super::connection::{refuse, serve};
+use super::open::Open;
 use super::wire::Client;
 
 /// A listening socket. Dropping it ends the listening; connections that it has accepted go on.
@@ -73,8 +74,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.into()).spawn(work).map(drop)
 }
 
-/// Listens with TLS.
-pub(crate) fn tls(front: Arc<Front>, listener: TcpListener) -> io::Result<Listening> {
+/// Listens with TLS. What it accepts is added to `open`, where it is to end with its address.
+pub(crate) fn tls(front: Arc<Front>, listener: TcpListener, open: Option<Open>) -> io::Result<Listening> {
     listener.set_nonblocking(true)?;
     let address = Some(listener.local_addr()?);
     let (stop, stopped) = UnixStream::pair()?;
@@ -83,18 +84,22 @@ pub(crate) fn tls(front: Arc<Front>, listener: TcpListener) -> io::Result<Listen
             listener.as_fd(),
             &stopped,
             || listener.accept(),
-            |(stream, peer)| take_tls(&front, stream, peer.ip()),
+            |(stream, peer)| take_tls(&front, stream, peer.ip(), open.as_ref()),
         )
     })?;
     Ok(Listening { address, _stop: stop })
 }
 
-fn take_tls(front: &Arc<Front>, stream: TcpStream, peer: IpAddr) {
+fn take_tls(front: &Arc<Front>, stream: TcpStream, peer: IpAddr, open: Option<&Open>) {
     let place = match front.connections.enter(Some(peer)) {
         Ok(place) => place,
         // Before TLS there is no way to say it politely.
         Err(full) => return log::debug!("a connection from {peer} was closed: {full}"),
     };
+    let stream = Arc::new(stream);
+    if let Some(Err(e)) = open.map(|open| open.add(&stream)) {
+        return log::debug!("a connection from {peer} was lost: {e}");
+    }
     let front = front.clone();
     let started = spawn("https client", move || {
         let _place = place;

@@ -10,6 +10,7 @@ mod head;
 mod limits;
 mod listen;
 mod network;
+mod open;
 mod tls;
 mod wire;
 
@@ -77,7 +78,7 @@ impl Front {
 
     /// Listens with TLS on an address, on all interfaces that have it.
     pub fn listen_on(self: &Arc<Self>, address: SocketAddr) -> io::Result<Listening> {
-        listen::tls(self.clone(), TcpListener::bind(address)?)
+        listen::tls(self.clone(), TcpListener::bind(address)?, None)
     }
 
     /// Listens with TLS on every VMkernel adapter that carries `management`, and follows netd's changes.

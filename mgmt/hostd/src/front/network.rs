@@ -7,7 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::mpsc::{self, RecvTimeoutError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keelson_init_control::logging::chain;
 use keelson_netcfg_control::{Client, Event, NetworkConfig, NetworkStatus, Service};
@@ -15,6 +15,7 @@ use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket, sockopt,
 };
 
+use super::open::Open;
 use super::{Front, Listening, PORT};
 
 /// The condition that says where HTTPS is not served.
@@ -84,17 +85,21 @@ fn keep(front: &Arc<Front>, heard: &mpsc::Receiver<Vec<Place>>) {
     let mut open: BTreeMap<(String, u32, Option<Ipv4Addr>), Listening> = BTreeMap::new();
     let mut places: Vec<Place> = Vec::new();
     let mut failed = false;
+    let accepted = Open::default();
+    // When connections to addresses that are no longer served are closed: who took an address away gets the answer to that first.
+    let mut closing: Option<Instant> = None;
     loop {
-        let news = if failed {
-            heard.recv_timeout(AGAIN)
-        } else {
-            heard.recv().map_err(|_| RecvTimeoutError::Disconnected)
+        let again = failed.then(|| Instant::now() + AGAIN);
+        let news = match [again, closing].into_iter().flatten().min() {
+            Some(at) => heard.recv_timeout(at.saturating_duration_since(Instant::now())),
+            None => heard.recv().map_err(|_| RecvTimeoutError::Disconnected),
         };
         match news {
             Ok(news) => places = news,
             Err(RecvTimeoutError::Timeout) => {}
             Err(RecvTimeoutError::Disconnected) => return,
         }
+        let listened = open.len();
         open.retain(|(adapter, ifindex, address), _| {
             let stays = places.iter().any(|p| {
                 p.adapter == *adapter
@@ -109,9 +114,17 @@ fn keep(front: &Arc<Front>, heard: &mpsc::Receiver<Vec<Place>>) {
             }
             stays
         });
+        let served: Vec<Ipv4Addr> = places.iter().flat_map(|p| p.addresses.iter().copied()).collect();
+        if closing.is_some_and(|at| at <= Instant::now()) {
+            accepted.close_beside(&served);
+            closing = None;
+        } else if closing.is_none() && (open.len() < listened || accepted.any_beside(&served)) {
+            // A listener that has just gone may have accepted one that is not in the list yet.
+            closing = Some(Instant::now() + AGAIN);
+        }
         let mut problems = Vec::new();
         for place in &places {
-            if let Err(e) = open_place(front, place, &mut open) {
+            if let Err(e) = open_place(front, place, &accepted, &mut open) {
                 problems.push(format!("{}: {e}", place.adapter));
             }
         }
@@ -132,6 +145,7 @@ fn keep(front: &Arc<Front>, heard: &mpsc::Receiver<Vec<Place>>) {
 fn open_place(
     front: &Arc<Front>,
     place: &Place,
+    accepted: &Open,
     open: &mut BTreeMap<(String, u32, Option<Ipv4Addr>), Listening>,
 ) -> io::Result<()> {
     let key = |address| (place.adapter.clone(), place.ifindex, address);
@@ -140,14 +154,18 @@ fn open_place(
     }
     match on(Ipv4Addr::UNSPECIFIED, Some(&place.adapter)) {
         Ok(listener) => {
-            open.insert(key(None), super::listen::tls(front.clone(), listener)?);
+            open.insert(key(None), super::listen::tls(front.clone(), listener, Some(accepted.clone()))?);
             log::info!("HTTPS is served on {}, port {PORT}", place.adapter);
             Ok(())
         }
         Err(e) if e.kind() == io::ErrorKind::PermissionDenied => {
             for address in &place.addresses {
                 if let Entry::Vacant(vacant) = open.entry(key(Some(*address))) {
-                    vacant.insert(super::listen::tls(front.clone(), on(*address, None)?)?);
+                    vacant.insert(super::listen::tls(
+                        front.clone(),
+                        on(*address, None)?,
+                        Some(accepted.clone()),
+                    )?);
                     log::info!("HTTPS is served on {} ({address}), port {PORT}", place.adapter);
                 }
             }

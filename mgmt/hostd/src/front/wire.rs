@@ -4,6 +4,7 @@ use std::io::{self, BufRead, Read, Write};
 use std::net::{Shutdown, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -15,7 +16,8 @@ use super::limits::{HANDSHAKE_TIME, STALL_TIME};
 /// A socket.
 #[derive(Debug)]
 pub(crate) enum Socket {
-    Tcp(TcpStream),
+    /// Shared with the list of those that end when their address is no longer served.
+    Tcp(Arc<TcpStream>),
     Unix(UnixStream),
 }
 
@@ -77,7 +79,7 @@ impl Read for Timed {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         self.ready()?;
         match &mut self.socket {
-            Socket::Tcp(s) => s.read(buf),
+            Socket::Tcp(s) => s.as_ref().read(buf),
             Socket::Unix(s) => s.read(buf),
         }
     }
@@ -91,7 +93,7 @@ fn slow(error: io::Error) -> io::Error {
 impl Write for Timed {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
         match &mut self.socket {
-            Socket::Tcp(s) => s.write(buf),
+            Socket::Tcp(s) => s.as_ref().write(buf),
             Socket::Unix(s) => s.write(buf),
         }
         .map_err(slow)
@@ -123,7 +125,7 @@ impl Client {
     }
 
     /// A network connection: does the TLS handshake.
-    pub(crate) fn tls(socket: TcpStream, config: &std::sync::Arc<rustls::ServerConfig>) -> io::Result<Self> {
+    pub(crate) fn tls(socket: Arc<TcpStream>, config: &Arc<rustls::ServerConfig>) -> io::Result<Self> {
         socket.set_write_timeout(Some(STALL_TIME))?;
         socket.set_nodelay(true)?;
         let mut timed = Timed {

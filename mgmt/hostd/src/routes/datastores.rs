@@ -1,6 +1,6 @@
 //! Routes of the datastores and their files.
 
-use std::sync::Arc;
+use std::sync::{Arc, MutexGuard};
 
 use keelson_api::{Datastore, Fault, Problem};
 
@@ -58,8 +58,9 @@ pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
         request.only_query(&[])?;
         let path = file(params)?;
         let store = s.datastores.get(path.datastore())?;
-        s.may_touch(&path, "deleted")?;
+        let still = s.may_touch(&path, "deleted")?;
         store.delete(&path)?;
+        drop(still);
         log::info!("`{path}` was deleted by {}", request.caller.who());
         Ok(Response::Empty(204))
     });
@@ -77,7 +78,9 @@ fn file(params: &Params) -> Result<DatastorePath, Problem> {
 
 impl Services {
     /// Whether a file may be replaced or deleted: not while a powered-on VM uses it, and never when it is a VM's description or record.
-    fn may_touch(&self, path: &DatastorePath, to: &str) -> Result<(), Problem> {
+    /// It stays so while what is returned is kept: no power-on of a VM begins meanwhile.
+    fn may_touch(&self, path: &DatastorePath, to: &str) -> Result<MutexGuard<'_, ()>, Problem> {
+        let still = self.vms.no_power_on();
         if let Some(vm) = self.vms.owner_of(path) {
             let problem =
                 Problem::new(Fault::FileInUse, format!("`{path}` is the VM {vm}'s own and cannot be {to}"));
@@ -90,6 +93,6 @@ impl Services {
             );
             return Err(problem.remedy("power the VM off first, or use another name"));
         }
-        Ok(())
+        Ok(still)
     }
 }

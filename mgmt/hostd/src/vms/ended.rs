@@ -7,13 +7,15 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use keelson_api::Problem;
-use keelson_init_control::{Exit, Request, UnitId, UnitState, UnitStatus};
+use keelson_init_control::{Exit, Refusal, Request, UnitId, UnitState, UnitStatus};
 use keelson_vmm_control::ExitCode;
+use keelson_wire::CallError;
 use uuid::Uuid;
 
 use super::Vms;
 use super::document::{LastRun, SCHEMA};
 use crate::datastores::DatastorePath;
+use crate::problems;
 
 /// How many lines of a VM's log are looked at for its last error.
 const LINES: u32 = 1000;
@@ -83,14 +85,24 @@ impl Vms {
         let kept =
             self.units.ask("the kept descriptors could not be listed", keelson_init_control::Client::kept)?;
         for kept in kept.into_iter().filter(|k| k.unit == UnitId::Vm(id)) {
-            self.units.tell(
+            self.rid(
                 "a kept descriptor could not be released",
                 &Request::Release { unit: kept.unit, name: kept.name },
             )?;
         }
-        self.units.tell("the unit could not be forgotten", &Request::Forget { unit: UnitId::Vm(id) })?;
+        self.rid("the unit could not be forgotten", &Request::Forget { unit: UnitId::Vm(id) })?;
         self.units.forgotten(UnitId::Vm(id));
         Ok(())
+    }
+
+    /// Has init let go of something. What it does not have it let go of before, and the answer was lost.
+    fn rid(&self, doing: &str, request: &Request) -> Result<(), Problem> {
+        match self.units.call(|c| c.tell(request)) {
+            Ok(()) | Err(CallError::Refused(Refusal::NoSuchDescriptor { .. } | Refusal::NoSuchUnit(_))) => {
+                Ok(())
+            }
+            Err(error) => Err(problems::init(doing, &error)),
+        }
     }
 
     /// Writes down how a VM ran. What cannot be written is at least remembered until the host agent ends.

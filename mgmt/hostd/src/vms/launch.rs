@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use keelson_api::{Fault, Problem};
 use keelson_init_control::{Request, VmLimits};
 use keelson_vmm_control::{Boot, Disk, MachineConfig, Nic, fd_names};
+use keelson_wire::CallError;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -27,6 +28,20 @@ pub(super) struct Launch {
     vcpus: u32,
 }
 
+/// Why a VM was not started.
+#[derive(Debug)]
+pub(super) struct NotStarted {
+    pub(super) problem: Problem,
+    /// No answer came, so init may have started it, or may still do so.
+    pub(super) perhaps: bool,
+}
+
+impl From<Problem> for NotStarted {
+    fn from(problem: Problem) -> Self {
+        Self { problem, perhaps: false }
+    }
+}
+
 impl Launch {
     fn add(&mut self, name: impl Into<String>, fd: impl Into<OwnedFd>) {
         self.names.push(name.into());
@@ -34,7 +49,7 @@ impl Launch {
     }
 
     /// Has init start the monitor.
-    pub(super) fn start(self, vms: &Vms, document: &VmDocument) -> Result<(), Problem> {
+    pub(super) fn start(self, vms: &Vms, document: &VmDocument) -> Result<(), NotStarted> {
         let request = Request::StartVm {
             id: document.id,
             fds: self.names,
@@ -43,9 +58,13 @@ impl Launch {
             limits: VmLimits { memory_bytes: None, threads: Some(self.vcpus + OTHER_THREADS) },
         };
         let borrowed: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
-        vms.units
-            .ask(&format!("{} could not be started", document.name), |c| c.tell_with_fds(&request, &borrowed))
-            .map(|_| ())
+        match vms.units.call(|c| c.tell_with_fds(&request, &borrowed)) {
+            Ok(_) => Ok(()),
+            Err(error) => Err(NotStarted {
+                problem: problems::init(format!("{} could not be started", document.name), &error),
+                perhaps: matches!(error, CallError::Wire { .. }),
+            }),
+        }
     }
 }
 

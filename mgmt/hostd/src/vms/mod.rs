@@ -17,7 +17,7 @@ mod power;
 mod spec;
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keelson_api::{Fault, PowerState, Problem, Vm, VmDisk, VmNic};
 use keelson_init_control::{UnitState, UnitStatus};
@@ -50,6 +50,9 @@ pub struct Vms {
     boot_id: String,
     /// Memory promised to VMs that are being powered on, in MiB: init does not know them yet.
     admitted: Mutex<BTreeMap<Uuid, u64>>,
+    /// Held while a VM is admitted to power-on, and while a file of a datastore is replaced or deleted: in between, whether the file is
+    /// in use must not change.
+    files: Mutex<()>,
     /// One VM is made at a time, so that names and MAC addresses stay unique.
     making: Mutex<()>,
 }
@@ -74,6 +77,7 @@ impl Vms {
             inventory,
             boot_id,
             admitted: Mutex::default(),
+            files: Mutex::default(),
             making: Mutex::default(),
         })
     }
@@ -115,6 +119,11 @@ impl Vms {
 
     fn memory_of(&self, id: Uuid) -> u64 {
         self.inventory.get(id).ok().and_then(|e| e.document.ok()).map_or(0, |d| d.memory_mib)
+    }
+
+    /// While this is kept no VM is admitted to power-on; one that was opens the files that it finds.
+    pub fn no_power_on(&self) -> MutexGuard<'_, ()> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The VM that uses a file and is powered on; files of VMs that are off can be replaced.

@@ -4,12 +4,16 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use keelson_api::{Fault, PowerState, Problem, Task, VmPowerAction};
-use keelson_init_control::{Request as InitRequest, UnitId, UnitState};
+use keelson_init_control::logging::chain;
+use keelson_init_control::{Refusal as InitRefusal, Request as InitRequest, UnitId, UnitState};
 use keelson_vmm_control::Request as VmmRequest;
+use keelson_wire::CallError;
 use uuid::Uuid;
 
 use super::document::{LastRun, SCHEMA, VmDocument};
+use super::launch::NotStarted;
 use super::{Vms, launch, monitor};
+use crate::datastores::DatastorePath;
 use crate::hardware::{self, HOST_RESERVE_MIB};
 use crate::tasks::{Plan, Progress};
 use crate::units::Waited;
@@ -22,6 +26,8 @@ const START_CALL: Duration = Duration::from_secs(10);
 const KILLED: Duration = Duration::from_secs(20);
 /// How long a guest may take to shut down.
 const SHUTDOWN: Duration = Duration::from_secs(300);
+/// How long init may take to load the drivers of virtual machines after hostd has begun.
+const DRIVERS: Duration = Duration::from_secs(60);
 /// What a monitor needs beside the guest's memory, in MiB.
 const MONITOR_MIB: u64 = 16;
 
@@ -73,7 +79,10 @@ impl Vms {
                     return Err(Problem::new(Fault::HostNotReachable, "the host is shutting down")
                         .remedy("wait until the host is back"));
                 }
-                hardware::open_kvm().map_err(|e| e.problem(name))?;
+                // While drivers are loaded the task waits for them.
+                if !self.units.drivers_loading() {
+                    hardware::open_kvm().map_err(|e| e.problem(name))?;
+                }
                 self.check_memory(id, document).map(|_| ())
             }
             (_, PowerState::PoweredOff) => refused("powered off", "power it on first"),
@@ -130,6 +139,7 @@ impl Vms {
 
     /// Promises a VM its memory until it is among init's units.
     fn admit(&self, id: Uuid, document: &VmDocument) -> Result<Admitted<'_>, Problem> {
+        let _files = self.no_power_on();
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         self.memory_fits(id, document, &admitted)?;
         admitted.insert(id, document.memory_mib);
@@ -145,6 +155,7 @@ impl Vms {
         self.await_released(id)?;
         let entry = self.inventory.get(id)?;
         let document = entry.document?;
+        self.await_drivers(&document.name, progress)?;
         let _admitted = self.admit(id, &document)?;
         progress.say(10, "Opening its files");
         let mut launch = launch::open(self, &document, &entry.directory)?;
@@ -168,7 +179,10 @@ impl Vms {
             progress.say(50, "Starting its monitor");
             launch.start(self, &document)
         })();
-        if let Err(problem) = started {
+        if let Err(NotStarted { problem, perhaps }) = started {
+            if perhaps {
+                return Err(self.take_back(id, &document.name, &entry.directory, run, problem));
+            }
             self.close_taps(id, &document);
             let run = LastRun {
                 ended: Some(jiff::Timestamp::now()),
@@ -180,6 +194,75 @@ impl Vms {
         }
         progress.say(80, "Waiting for the guest's first instruction");
         self.await_first_answer(id, &document)
+    }
+
+    /// Waits until a host that has just booted has loaded its drivers; then KVM is there or it is known why not.
+    fn await_drivers(&self, name: &str, progress: &Progress) -> Result<(), Problem> {
+        if self.units.drivers_loading() {
+            progress.say(5, "Waiting for the host's virtualization drivers");
+        }
+        let waited = self.units.await_drivers(Instant::now() + DRIVERS, || progress.cancelled());
+        progress.check()?;
+        match (waited, hardware::open_kvm()) {
+            (_, Ok(_)) => Ok(()),
+            (Waited::TimedOut, Err(_)) => {
+                let detail = format!(
+                    "{name} cannot be powered on: the host has not loaded its virtualization drivers within {} s",
+                    DRIVERS.as_secs()
+                );
+                Err(Problem::new(Fault::HostNotReachable, detail)
+                    .remedy("look at the kernel's and init's lines in the host's log, then try again"))
+            }
+            (Waited::Seen(()) | Waited::Stopped, Err(no)) => Err(no.problem(name)),
+        }
+    }
+
+    /// After a start without an answer: the VM is killed if it was started, so that none runs whose task has failed. Its taps are
+    /// left to whoever has them: the monitor, or init with a request that it has not carried out. They vanish with the last copy.
+    fn take_back(
+        &self,
+        id: Uuid,
+        name: &str,
+        directory: &DatastorePath,
+        run: LastRun,
+        problem: Problem,
+    ) -> Problem {
+        let told = |and: String, remedy: &str| {
+            Problem::new(problem.fault, format!("{}; {and}", problem.detail)).remedy(remedy)
+        };
+        match self.units.call(|c| c.tell(&InitRequest::Kill { unit: UnitId::Vm(id) })) {
+            Ok(()) => {
+                // Its end is written down only after it was released; until then init's event may still be on its way.
+                let over = |u: Option<&keelson_init_control::UnitStatus>| {
+                    u.is_none().then(|| self.exit_of(id)).flatten()
+                };
+                match self.units.wait(id, Instant::now() + KILLED, || false, over) {
+                    Waited::Seen(_) => {
+                        told("it had been started, and was killed".into(), "power it on again")
+                    }
+                    Waited::Stopped | Waited::TimedOut => told(
+                        format!(
+                            "it had been started and was killed, but is not gone after {} s",
+                            KILLED.as_secs()
+                        ),
+                        "read the VM's state, and look at the host's log",
+                    ),
+                }
+            }
+            Err(CallError::Refused(InitRefusal::NoSuchUnit(_))) => {
+                let exit = Some(format!("It was not started: {problem}"));
+                let run = LastRun { ended: Some(jiff::Timestamp::now()), exit, ..run };
+                self.put_down(id, directory, run);
+                problem
+            }
+            Err(error) => {
+                log::warn!("whether {name} was started is not known: {}", chain(&error));
+                told(
+                    "whether it was started is not known".into(),
+                    "read the VM's state as soon as init answers again: if it runs, it is shown so",
+                )
+            }
+        }
     }
 
     fn close_taps(&self, id: Uuid, document: &VmDocument) {

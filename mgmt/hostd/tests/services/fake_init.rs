@@ -8,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use keelson_init_control::{
-    Answer, Boot, Event, Exit, ExitRecord, Kept, LogLine, Refusal, Request, UnitId, UnitState, UnitStatus,
+    Answer, Boot, Event, Exit, ExitRecord, Kept, LogLine, Refusal, Request, Step, UnitId, UnitState,
+    UnitStatus,
 };
 use keelson_wire::{Listener, Served};
 
@@ -26,6 +27,15 @@ struct State {
     listed: u32,
     /// VMs are refused.
     refuse: bool,
+    /// Requests, by their names, whose next conversation breaks: before it is carried out or after.
+    breaks: BTreeMap<&'static str, Break>,
+}
+
+/// Where a conversation breaks.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Break {
+    Before,
+    After,
 }
 
 pub(crate) struct FakeInit {
@@ -48,6 +58,22 @@ impl FakeInit {
     }
 
     fn handle(self: &Arc<Self>, request: Request, fds: Vec<OwnedFd>) -> Served<Answer, Refusal, Event> {
+        let words = format!("{request:?}");
+        let name = words.split(|c: char| !c.is_alphanumeric()).next().unwrap_or_default();
+        let broken = self.state.lock().unwrap().breaks.remove(name);
+        // The end of its thread closes a connection without an answer.
+        let cut = |at| {
+            if broken == Some(at) {
+                std::panic::resume_unwind(Box::new("as the test wants it"));
+            }
+        };
+        cut(Break::Before);
+        let served = self.answer(request, fds);
+        cut(Break::After);
+        served
+    }
+
+    fn answer(self: &Arc<Self>, request: Request, fds: Vec<OwnedFd>) -> Served<Answer, Refusal, Event> {
         let mut state = self.state.lock().unwrap();
         let done = Served::Answer(Answer::Done, vec![]);
         match request {
@@ -152,6 +178,9 @@ impl FakeInit {
                 for unit in state.units.values() {
                     sender.send(Event::Unit(unit.clone())).unwrap();
                 }
+                for step in &self.boot.timeline {
+                    sender.send(Event::Step(step.clone())).unwrap();
+                }
                 state.watchers.push(sender);
                 Served::Stream(
                     Answer::Done,
@@ -168,6 +197,12 @@ impl FakeInit {
         let mut state = self.state.lock().unwrap();
         let event = Event::Unit(state.units[&unit].clone());
         state.watchers.retain(|w| w.send(event.clone()).is_ok());
+    }
+
+    /// Tells that a step of the boot is done.
+    pub(crate) fn step(&self, name: &str) {
+        let event = Event::Step(Step { name: name.into(), at_ms: 50 });
+        self.state.lock().unwrap().watchers.retain(|w| w.send(event.clone()).is_ok());
     }
 
     fn ended(&self, unit: UnitId, code: i32, error: Option<String>) {
@@ -217,6 +252,11 @@ impl FakeInit {
 
     pub(crate) fn told(&self) -> Vec<String> {
         self.state.lock().unwrap().told.clone()
+    }
+
+    /// The next conversation with this request breaks.
+    pub(crate) fn break_next(&self, request: &'static str, at: Break) {
+        self.state.lock().unwrap().breaks.insert(request, at);
     }
 
     pub(crate) fn refuse(&self, refuse: bool) {

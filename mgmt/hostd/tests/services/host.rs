@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keelson_api::{Task, TaskState, Vm};
-use keelson_init_control::{Boot, Problem, StateVolume, Step, WordError};
+use keelson_init_control::{Boot, Problem, STEP_MACHINES, StateVolume, Step, WordError};
 use serde_json::{Value, json};
 
 use crate::fake_init::FakeInit;
@@ -45,7 +45,10 @@ pub(crate) fn boot() -> Boot {
             word: "colour=blue".into(),
             problem: "there is no such word".into(),
         }],
-        timeline: vec![Step { name: "units".into(), at_ms: 42 }],
+        timeline: vec![
+            Step { name: "units".into(), at_ms: 42 },
+            Step { name: STEP_MACHINES.into(), at_ms: 43 },
+        ],
         problems: vec![Problem {
             code: "driver-failed".into(),
             message: "a driver failed".into(),
@@ -58,8 +61,12 @@ pub(crate) fn boot() -> Boot {
 
 impl Whole {
     pub(crate) fn start() -> Self {
+        Self::start_on(boot())
+    }
+
+    fn start_on(boot: Boot) -> Self {
         let mut host = Host::new();
-        let init = FakeInit::start(&host.run(), boot());
+        let init = FakeInit::start(&host.run(), boot);
         let netd = FakeNetd::start(&host.run());
         host.start_hostd();
         Self { host, init, netd }
@@ -67,11 +74,16 @@ impl Whole {
 
     /// As [`Whole::start`], with kernels uploaded; `None`, said aloud, where no VM can be powered on.
     pub(crate) fn start_with_kvm() -> Option<Self> {
+        Self::start_with_kvm_on(boot())
+    }
+
+    /// The same on a host that was booted so.
+    pub(crate) fn start_with_kvm_on(boot: Boot) -> Option<Self> {
         if std::fs::OpenOptions::new().read(true).write(true).open("/dev/kvm").is_err() {
             skip("kvm", "/dev/kvm cannot be opened");
             return None;
         }
-        let whole = Self::start();
+        let whole = Self::start_on(boot);
         whole.put("vmlinuz", &bzimage());
         whole.put("isos/initrd", b"an initramfs");
         Some(whole)

@@ -3,9 +3,10 @@
 use std::io::{BufReader, Write};
 
 use keelson_api::{Host, Network, PowerState, Task, TaskState, Vm};
+use keelson_init_control::{Boot, STEP_MACHINES, Step};
 use serde_json::json;
 
-use crate::fake_init::FakeInit;
+use crate::fake_init::{Break, FakeInit};
 use crate::fake_netd::FakeNetd;
 use crate::host::{Host as Agent, Whole, boot, spec};
 use crate::http;
@@ -243,6 +244,72 @@ fn a_vm_that_cannot_start_says_why_and_holds_nothing() {
     host.init.monitor(plain.id).end(-9, None);
     host.init.wait_empty();
     assert!(host.vm(plain.id).last_exit.unwrap().contains("signal 9"));
+}
+
+#[test]
+fn a_vm_powered_on_while_drivers_are_loaded_waits_for_them() {
+    let early = Boot { timeline: vec![Step { name: "units".into(), at_ms: 42 }], ..boot() };
+    let Some(host) = Whole::start_with_kvm_on(early) else { return };
+    let vm = host.create(&spec("early"));
+    let begun = host.power(vm.id, "on");
+    let task: Task = begun.read();
+    let looked = || host.get(&format!("/tasks/{}?wait=0", task.id)).read::<Task>();
+    host.until("the task does not say what it waits for", || looked().message.contains("drivers"));
+    assert_eq!((looked().state, looked().cancelable), (TaskState::Running, true));
+    assert!(host.init.holds().1.is_empty(), "it was started before the drivers were there");
+
+    // Whoever does not want to wait can cancel it.
+    assert_eq!(host.send("POST", &format!("/tasks/{}/cancel", task.id), &json!({})).status, 200);
+    assert!(host.wait(&begun).message.contains("cancelled"));
+
+    let begun = host.power(vm.id, "on");
+    host.init.step("storage");
+    host.init.step(STEP_MACHINES);
+    host.succeed(&begun);
+}
+
+#[test]
+fn a_start_without_an_answer_is_taken_back() {
+    let Some(host) = Whole::start_with_kvm() else { return };
+    let vm = host.create(&json!({ "name": "lost", "memory_mib": 64, "kernel": "[datastore1] vmlinuz", "nics": [{ "port_group": "VM Network" }] }));
+    // init started it, and hostd does not hear of that.
+    host.init.break_next("StartVm", Break::After);
+    let task = host.wait(&host.power(vm.id, "on"));
+    assert_eq!(task.state, TaskState::Error);
+    assert!(task.message.contains("it had been started, and was killed"), "{}", task.message);
+    assert_eq!(host.vm(vm.id).power_state, PowerState::PoweredOff);
+    assert_eq!(host.init.holds(), (vec![], vec![]));
+    assert!(host.netd.taps().is_empty());
+
+    // init never heard of it.
+    host.init.break_next("StartVm", Break::Before);
+    let task = host.wait(&host.power(vm.id, "on"));
+    assert_eq!(task.state, TaskState::Error);
+    assert!(host.vm(vm.id).last_exit.unwrap().contains("It was not started"));
+    assert_eq!(host.init.holds(), (vec![], vec![]));
+
+    // init cannot be asked to kill it either: it runs with all that it has, and the task says what it knows.
+    host.init.break_next("StartVm", Break::After);
+    host.init.break_next("Kill", Break::Before);
+    let task = host.wait(&host.power(vm.id, "on"));
+    assert!(task.message.contains("whether it was started is not known"), "{}", task.message);
+    host.until("the VM that runs is not shown so", || host.vm(vm.id).power_state == PowerState::PoweredOn);
+    assert!(!host.netd.taps().is_empty(), "a VM that may run has lost its network");
+    host.succeed(&host.power(vm.id, "off"));
+    assert!(host.netd.taps().is_empty());
+}
+
+#[test]
+fn an_answer_that_is_lost_while_a_vm_is_released_blocks_nothing() {
+    let Some(host) = Whole::start_with_kvm() else { return };
+    let vm = host.create(&spec("again"));
+    for request in ["Forget", "Release"] {
+        host.succeed(&host.power(vm.id, "on"));
+        host.init.break_next(request, Break::After);
+        host.init.monitor(vm.id).end(0, None);
+        host.init.wait_empty();
+    }
+    host.succeed(&host.power(vm.id, "on"));
 }
 
 #[test]
