@@ -65,6 +65,7 @@ impl Groups {
             }
         };
         limit("memory.max", limits.memory_bytes.map(|v| v.to_string()));
+        limit("cpu.weight", Some(weight(unit).to_string()));
         limit("pids.max", limits.threads.map(|v| v.to_string()));
         Some(group)
     }
@@ -92,6 +93,17 @@ impl Group {
     /// Removes the group; fails while a process is left in it.
     pub(crate) fn remove(&self) -> io::Result<()> {
         fs::remove_dir(&self.path)
+    }
+}
+
+/// A unit's share of the processors where they are short (cpu.weight; 100 is the kernel's own). The host must answer, and the network
+/// must react, however busy guests are; a screen can wait for both.
+fn weight(unit: UnitId) -> u32 {
+    match unit {
+        UnitId::Netd => 1000,
+        UnitId::Hostd => 500,
+        UnitId::Dcui(_) => 200,
+        UnitId::Vm(_) => 100,
     }
 }
 
