@@ -348,7 +348,7 @@ fn the_real_parts_fit_and_assemble_twice_to_the_same_bytes() {
     {
         assert!(files.keys().any(|path| path.ends_with(&format!("/{name}.ko.xz"))), "{name}");
     }
-    for name in ["ext4", "jbd2", "bridge", "llc"] {
+    for name in ["ext4", "jbd2", "bridge", "llc", "nvme"] {
         let module = files.iter().find(|(path, _)| path.ends_with(&format!("/{name}.ko")));
         assert!(module.is_some_and(|(_, bytes)| bytes.starts_with(b"\x7fELF")), "{name}");
     }
