@@ -217,3 +217,32 @@ fn a_head_that_drips_is_given_up() {
     }
     assert_eq!((local.answer().status, local.is_closed()), (400, true));
 }
+
+/// A ClientHello of RFC 5246 with what every client of TLS 1.2 offers, and without the `supported_versions` of TLS 1.3.
+#[test]
+fn tls_1_2_is_refused() {
+    let host = Host::start();
+    let extensions: &[&[u8]] = &[
+        &[0, 10, 0, 6, 0, 4, 0, 29, 0, 23], // supported_groups: x25519, secp256r1
+        &[0, 11, 0, 2, 1, 0],               // ec_point_formats: uncompressed
+        &[0, 13, 0, 6, 0, 4, 4, 3, 8, 4], // signature_algorithms: ecdsa_secp256r1_sha256, rsa_pss_rsae_sha256
+    ];
+    let extensions = extensions.concat();
+    let mut hello = vec![3, 3];
+    hello.extend([7; 32]);
+    hello.extend([0, 0, 4, 0xc0, 0x2b, 0xc0, 0x2f, 1, 0]);
+    hello.extend(u16::try_from(extensions.len()).unwrap().to_be_bytes());
+    hello.extend(extensions);
+    let mut record = vec![22, 3, 1];
+    record.extend(u16::try_from(hello.len() + 4).unwrap().to_be_bytes());
+    record.extend([1, 0]);
+    record.extend(u16::try_from(hello.len()).unwrap().to_be_bytes());
+    record.extend(hello);
+    let mut tcp = std::net::TcpStream::connect(host.address()).unwrap();
+    tcp.write_all(&record).unwrap();
+    let mut answer = Vec::new();
+    std::io::Read::read_to_end(&mut tcp, &mut answer).unwrap();
+    // A fatal alert, protocol_version (70).
+    assert_eq!(answer.first(), Some(&21), "{answer:?}");
+    assert!(answer.ends_with(&[2, 70]), "{answer:?}");
+}

@@ -200,6 +200,33 @@ fn words_are_taken_and_wrong_ones_are_named() {
     }
 }
 
+/// The hash is made by a host that was given the password; another host is told it at power-on, and is open to its owner at once.
+#[test]
+fn a_password_hash_at_power_on_opens_the_network_side() {
+    need!(Lab);
+    inner().unwrap();
+    fn inner() -> Result<()> {
+        let net = LabNet::enter()?;
+        let hash = {
+            let host = LightHost::start(&net, &one_nic())?;
+            let password = PasswordChange { current: None, new: PASSWORD.into() };
+            host.wait_agent(PATIENCE)?.change_password(&password)?;
+            let accounts = std::fs::read_to_string(host.inside("/state/hostd/accounts.toml"))?;
+            let root = accounts.lines().find_map(|l| l.strip_prefix("root = ")).context("no hash is kept")?;
+            root.trim_matches('"').to_owned()
+        };
+        let address = "192.0.2.89";
+        let words = vec![format!("keelson.address={address}/24"), format!("keelson.root_hash={hash}")];
+        let host = LightHost::start(&net, &LightOptions { words, ..one_nic() })?;
+        let pin = operator::wait_api(address, PATIENCE)?;
+        ensure!(operator::log_in(address, pin, "another one 7").is_err(), "any password opens it");
+        let client = operator::log_in(address, pin, PASSWORD)?;
+        ensure!(client.get_host()?.identity.password_set, "it says that no password is set");
+        ensure!(!host.init_log().contains("argon2id"), "the hash is in the log");
+        Ok(())
+    }
+}
+
 #[test]
 fn without_nic_kvm_or_state_it_boots_and_says_so() {
     need!(Lab);
