@@ -20,6 +20,11 @@ pub type Highest = Option<(Epoch, Reading)>;
 pub enum Claim {
     /// Everybody's: of a VM that nobody runs, or that the taker itself runs.
     Own,
+    /// As [`Claim::Own`], while the epoch that the taker has seen is still the highest.
+    OwnAt {
+        /// That epoch.
+        epoch: Epoch,
+    },
     /// The running owner has handed the VM over.
     Move(Handover),
     /// An operator has stated that the owner of exactly this epoch is off.
@@ -83,7 +88,7 @@ pub fn permit(highest: &Highest, taker: Uuid, wanted: State, claim: &Claim) -> R
         return match (claim, wanted) {
             (Claim::Own, State::Running) => Ok(Epoch::FIRST),
             (Claim::Own, State::Suspended | State::Off) => Err(Refusal::NotRunning),
-            (Claim::Move(_) | Claim::Force { .. }, _) => Err(Refusal::Changed),
+            (Claim::OwnAt { .. } | Claim::Move(_) | Claim::Force { .. }, _) => Err(Refusal::Changed),
         };
     };
     let (epoch, next) = (*epoch, epoch.next().ok_or(Refusal::LastEpoch { epoch: *epoch }));
@@ -108,7 +113,8 @@ pub fn permit(highest: &Highest, taker: Uuid, wanted: State, claim: &Claim) -> R
             next
         }
         Claim::Force { .. } | Claim::Move(_) => Err(Refusal::Changed),
-        Claim::Own => match (owner.state, wanted) {
+        Claim::OwnAt { epoch: seen } if *seen != epoch => Err(Refusal::Changed),
+        Claim::Own | Claim::OwnAt { .. } => match (owner.state, wanted) {
             (State::Running, _) if owner.host_id == taker => next,
             (State::Running, _) => Err(Refusal::HeldBy { epoch, owner: Box::new(owner.clone()) }),
             (State::Off | State::Suspended, State::Running) | (State::Suspended, State::Off) => next,
@@ -395,9 +401,12 @@ mod tests {
             (held(4, 2, off), moved(B, 4)),
             (None, moved(B, 4)),
             (held(4, 2, run), Claim::Force { epoch: epoch(3) }),
+            (held(4, 1, run), Claim::OwnAt { epoch: epoch(3) }),
+            (None, Claim::OwnAt { epoch: epoch(1) }),
         ] {
             assert_eq!(may(&highest, run, &claim), Err(Refusal::Changed), "{highest:?} {claim:?}");
         }
+        assert_eq!(may(&held(4, 1, run), off, &Claim::OwnAt { epoch: epoch(4) }), Ok(5));
         let force = Claim::Force { epoch: epoch(4) };
         assert_eq!(may(&held(4, 2, run), run, &force), Ok(5));
         let damaged = |damage| Some((epoch(4), Err(damage)));

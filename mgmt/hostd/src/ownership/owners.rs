@@ -112,6 +112,13 @@ impl Owners {
         }
     }
 
+    /// Waits until no take of the VM is at work, at most `limit`.
+    pub fn settled(&self, vm: Uuid, limit: Duration) -> Result<(), TakeError> {
+        let deadline = Instant::now() + limit;
+        let Some(taking) = self.lock().get(&vm).cloned() else { return Ok(()) };
+        taking.wait(deadline).map(drop).ok_or(TakeError::Open)
+    }
+
     fn over(&self, vm: Uuid, taking: &Arc<Taking>) {
         let mut at_work = self.lock();
         if at_work.get(&vm).is_some_and(|current| Arc::ptr_eq(current, taking)) {

@@ -57,6 +57,11 @@ pub fn history(directory: &Directory, most: usize) -> io::Result<Vec<(Epoch, Rea
     Ok(history)
 }
 
+/// Whether a file of that name belongs to the register.
+pub fn is_ours(name: &str) -> bool {
+    name.starts_with(PREFIX) || name.starts_with(TEMPORARY)
+}
+
 /// Removes all owner files and what takes left. Only for a VM that does not exist any more.
 pub fn remove(directory: &Directory) -> io::Result<()> {
     for name in directory.names_with(PREFIX)?.iter().chain(&directory.names_with(TEMPORARY)?) {
