@@ -168,8 +168,9 @@ impl Vms {
                 Ok(())
             }
             Outcome::NotTaken(trouble) => Err(not_taken(name, trouble)),
+            // Whoever found it off may take it at once.
             other @ (Outcome::Refused(_) | Outcome::Lost { .. }) => {
-                log::warn!("{name} has another owner meanwhile: {other:?}");
+                log::info!("{name} has another owner meanwhile: {other:?}");
                 Ok(())
             }
         }

@@ -26,6 +26,8 @@ struct State {
     listed: u32,
     /// VMs are refused.
     refuse: bool,
+    /// VMs are started, and it is told that they are not.
+    deny: bool,
 }
 
 pub(crate) struct FakeInit {
@@ -93,6 +95,12 @@ impl FakeInit {
                     });
                 if let Some(monitor) = monitor {
                     self.state.lock().unwrap().monitors.insert(unit, monitor);
+                }
+                if self.state.lock().unwrap().deny {
+                    return Served::Refused(Refusal::Failed {
+                        what: "starting".into(),
+                        why: "this test denies it".into(),
+                    });
                 }
                 done
             }
@@ -217,6 +225,10 @@ impl FakeInit {
 
     pub(crate) fn told(&self) -> Vec<String> {
         self.state.lock().unwrap().told.clone()
+    }
+
+    pub(crate) fn deny(&self, deny: bool) {
+        self.state.lock().unwrap().deny = deny;
     }
 
     pub(crate) fn refuse(&self, refuse: bool) {

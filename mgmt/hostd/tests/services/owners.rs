@@ -30,10 +30,15 @@ impl Whole {
     /// Another host, which shares the datastore, takes an epoch.
     fn another_host_takes(&self, vm: &Vm, epoch: u64, state: State) -> Uuid {
         let host_id = Uuid::new_v4();
+        self.takes(vm, epoch, state, host_id, "another");
+        host_id
+    }
+
+    fn takes(&self, vm: &Vm, epoch: u64, state: State, host_id: Uuid, boot_id: &str) {
         let record = Record {
             host_id,
             hostname: "esx2".into(),
-            boot_id: "another".into(),
+            boot_id: boot_id.into(),
             state,
             attempt: Uuid::new_v4(),
             when: jiff::Timestamp::now(),
@@ -41,7 +46,6 @@ impl Whole {
             note: None,
         };
         self.write_epoch(vm, epoch, &record.encode());
-        host_id
     }
 
     fn write_epoch(&self, vm: &Vm, epoch: u64, bytes: &[u8]) {
@@ -144,6 +148,33 @@ fn a_killed_host_agent_and_a_host_that_went_down_are_put_right() {
     assert_eq!(host.vm(vm.id).power_state, PowerState::PoweredOff);
     host.succeed(&host.power(vm.id, "on"));
     assert_eq!(host.latest(&vm).0, 3);
+}
+
+#[test]
+fn a_host_agent_that_died_between_taking_and_starting_gives_the_vm_up() {
+    let Some(mut host) = Whole::start_with_kvm() else { return };
+    let vm = host.create(&spec("web"));
+    let host_id = host.get("/identity").json()["host_id"].as_str().unwrap().parse().unwrap();
+    host.host.kill_hostd();
+    host.takes(&vm, 1, State::Running, host_id, &boot().boot_id);
+    host.host.start_hostd();
+    assert!(host.await_latest(&vm, 2).contains("not started"));
+    host.succeed(&host.power(vm.id, "on"));
+    assert_eq!(host.latest(&vm).0, 3);
+}
+
+#[test]
+fn a_vm_of_which_it_is_not_known_whether_it_was_started_is_ended_before_it_is_given_up() {
+    let Some(host) = Whole::start_with_kvm() else { return };
+    let vm = host.create(&spec("web"));
+    host.init.deny(true);
+    let task = host.wait(&host.power(vm.id, "on"));
+    assert!(task.state == TaskState::Error && task.message.contains("denies it"), "{task:?}");
+    host.init.wait_empty();
+    assert!(host.await_latest(&vm, 2).contains("signal 9"));
+    assert_eq!(host.vm(vm.id).power_state, PowerState::PoweredOff);
+    host.init.deny(false);
+    host.succeed(&host.power(vm.id, "on"));
 }
 
 #[test]
