@@ -76,6 +76,26 @@ fn id(host: usize) -> Uuid {
     Uuid::from_u128(host as u128 + 1)
 }
 
+/// What a list that shows the first `upto` epochs says.
+fn highest(store: &[Record], upto: usize) -> Highest {
+    let record = store.get(..upto)?.last()?;
+    Some((Epoch::new(upto as u64)?, Ok(record.clone())))
+}
+
+fn at(store: &[Record], epoch: Epoch) -> Option<&Record> {
+    store.get(epoch.number() as usize - 1)
+}
+
+/// The store makes a link; whether the name was free.
+fn link(store: &mut Vec<Record>, epoch: Epoch, record: &Record) -> bool {
+    assert!(epoch.number() as usize <= store.len() + 1, "an epoch was left out");
+    let free = at(store, epoch).is_none();
+    if free {
+        store.push(record.clone());
+    }
+    free
+}
+
 fn failed(errno: Errno) -> Answer {
     Answer::Failed(Trouble::of(&errno.into()))
 }
@@ -102,25 +122,6 @@ impl World {
         }
     }
 
-    fn highest(&self, upto: usize) -> Highest {
-        let record = self.store.get(..upto)?.last()?;
-        Some((Epoch::new(upto as u64)?, Ok(record.clone())))
-    }
-
-    fn at(&self, epoch: Epoch) -> Option<&Record> {
-        self.store.get(epoch.number() as usize - 1)
-    }
-
-    /// The store makes a link; whether the name was free.
-    fn link(&mut self, epoch: Epoch, record: &Record) -> bool {
-        assert!(epoch.number() as usize <= self.store.len() + 1, "an epoch was left out");
-        let free = self.at(epoch).is_none();
-        if free {
-            self.store.push(record.clone());
-        }
-        free
-    }
-
     fn begin(&self, h: usize, plan: Plan, state: State, claim: Claim) -> Option<Self> {
         let mut next = self.clone();
         let host = &mut next.hosts[h];
@@ -128,7 +129,13 @@ impl World {
             return None;
         }
         host.begun += 1;
-        let record = record(id(h).as_u128(), state, (h as u128 + 1) << 8 | u128::from(host.begun));
+        let attempt = (h as u128 + 1) << 8 | u128::from(host.begun);
+        // Names decide nothing, and empty ones are cheap to copy a million times.
+        let record = Record {
+            hostname: String::new(),
+            boot_id: String::new(),
+            ..record(id(h).as_u128(), state, attempt)
+        };
         host.take = Some(Take::new(id(h), record, claim));
         Some(next)
     }
@@ -139,7 +146,7 @@ impl World {
         for i in 0..self.flying.len() {
             let mut next = self.clone();
             let (epoch, record) = next.flying.remove(i);
-            next.link(epoch, &record);
+            link(&mut next.store, epoch, &record);
             nexts.push(next);
         }
         for h in 0..self.hosts.len() {
@@ -237,10 +244,10 @@ impl World {
         let lie = |say: &mut dyn FnMut(Self, bool, Answer), answer| say(self.clone(), true, answer);
         match take.step() {
             Step::Look | Step::LookAgain => {
-                say(self.clone(), false, Answer::Highest(self.highest(max)));
+                say(self.clone(), false, Answer::Highest(highest(&self.store, max)));
                 let oldest = if take.step() == Step::Look { 0 } else { self.hosts[h].fresh };
                 for old in oldest..max {
-                    lie(&mut say, Answer::Highest(self.highest(old)));
+                    lie(&mut say, Answer::Highest(highest(&self.store, old)));
                 }
                 lie(&mut say, failed(Errno::EIO));
             }
@@ -256,7 +263,7 @@ impl World {
             }
             Step::Link(epoch) => {
                 let mut made = self.clone();
-                let free = made.link(epoch, take.record());
+                let free = link(&mut made.store, epoch, take.record());
                 say(made.clone(), false, if free { Answer::Done } else { Answer::Exists });
                 say(made.clone(), true, failed(Errno::EIO));
                 say(made.clone(), true, failed(Errno::EROFS));
@@ -269,8 +276,8 @@ impl World {
                 say(late, true, failed(Errno::ENOSPC));
             }
             Step::Read(epoch) => {
-                say(self.clone(), false, Answer::Read(self.at(epoch).cloned().map(Ok)));
-                if self.at(epoch).is_some() {
+                say(self.clone(), false, Answer::Read(at(&self.store, epoch).cloned().map(Ok)));
+                if at(&self.store, epoch).is_some() {
                     lie(&mut say, Answer::Read(None));
                 }
                 lie(&mut say, failed(Errno::EIO));
@@ -317,7 +324,7 @@ impl World {
     /// What must hold always.
     fn check(&self) -> Result<(), String> {
         for (epoch, attempt) in &self.won {
-            if self.at(*epoch).is_none_or(|r| r.attempt != *attempt) {
+            if at(&self.store, *epoch).is_none_or(|r| r.attempt != *attempt) {
                 return Err(format!("epoch {epoch} was won by an attempt that is not its record"));
             }
         }
@@ -341,15 +348,15 @@ impl World {
     fn settles(&self) -> Result<(), String> {
         for (h, host) in self.hosts.iter().enumerate() {
             let Some(mut take) = host.take.clone() else { continue };
-            let mut world = self.clone();
+            let mut store = self.store.clone();
             let mut steps = 0;
             loop {
                 let answer = match take.step() {
-                    Step::Look | Step::LookAgain => Answer::Highest(world.highest(world.store.len())),
+                    Step::Look | Step::LookAgain => Answer::Highest(highest(&store, store.len())),
                     Step::Write | Step::Tidy | Step::Flush => Answer::Done,
-                    Step::Link(epoch) if world.link(epoch, &take.record().clone()) => Answer::Done,
+                    Step::Link(epoch) if link(&mut store, epoch, take.record()) => Answer::Done,
                     Step::Link(_) => Answer::Exists,
-                    Step::Read(epoch) => Answer::Read(world.at(epoch).cloned().map(Ok)),
+                    Step::Read(epoch) => Answer::Read(at(&store, epoch).cloned().map(Ok)),
                 };
                 take = match take.answered(answer) {
                     Progress::On(take) | Progress::Open(take) => take,
@@ -416,6 +423,11 @@ fn three_hosts_race() {
 #[test]
 fn a_vm_moves_and_neither_silence_nor_a_crash_makes_two() {
     holds(Plan { moves: true, faults: 1, ..PLAN }, 10_000);
+}
+
+#[test]
+fn three_hosts_share_a_vm_that_moves_and_is_taken_over() {
+    holds(Plan { hosts: 3, takes: 1, crashes: 1, faults: 0, moves: true, force: true, ..PLAN }, 10_000);
 }
 
 #[test]

@@ -2,15 +2,20 @@
 //! each test has one row.
 
 use std::path::PathBuf;
-use std::time::Instant;
+use std::sync::mpsc::channel;
+use std::time::{Duration, Instant};
 
-use keelson_hostd::ownership::{Claim, Epoch, Outcome, State};
+use keelson_hostd::datastores::Directory;
+use keelson_hostd::ownership::{Cause, Claim, Entry, Epoch, Outcome, Owners, State, TakeError};
 use nix::errno::Errno;
+use uuid::Uuid;
 
 use crate::store::{Fault, Mount};
 use crate::{begin, end, epochs, take};
 
 const EIO: i32 = Errno::EIO as i32;
+/// How long what must come may take.
+const LONG: Duration = Duration::from_secs(60);
 const ESTALE: i32 = Errno::ESTALE as i32;
 
 /// Two mounts of one store. The first host's links have the fates given.
@@ -130,6 +135,28 @@ fn while_the_store_hangs_the_outcome_is_open_and_another_host_may_win() {
     shared.a.go_on();
     assert!(lost_to(&end(&open), 2));
     assert_eq!(shared.epochs(), [(2, State::Running)]);
+}
+
+#[test]
+fn whoever_stops_waiting_leaves_a_take_that_goes_on_and_is_told_of() {
+    let Some(shared) = Shared::new(&[Fault::HangsBefore]) else { return };
+    let (sender, orphans) = channel();
+    let owners = Owners::new(Uuid::from_u128(1), "boot".into(), sender);
+    let directory = Directory::root(shared.a.path()).unwrap();
+    let vm = Uuid::from_u128(9);
+    let take = |state, limit| {
+        let entry = Entry { state, cause: Cause::PowerOn, note: None };
+        owners.take(vm, &directory, "host1", entry, Claim::Own, limit)
+    };
+    assert!(matches!(take(State::Running, Duration::ZERO), Err(TakeError::Open)));
+    shared.a.await_hang();
+    // The next take of this VM does not begin before.
+    assert!(matches!(take(State::Off, Duration::ZERO), Err(TakeError::Open)));
+    assert!(matches!(owners.settled(vm, Duration::ZERO), Err(TakeError::Open)));
+    shared.a.go_on();
+    assert_eq!(orphans.recv_timeout(LONG).unwrap(), vm);
+    assert!(won(&take(State::Off, LONG).unwrap(), 2));
+    assert_eq!(shared.epochs(), [(1, State::Running), (1, State::Off)]);
 }
 
 #[test]
