@@ -27,6 +27,7 @@ mod ring;
 mod rtc;
 mod server;
 mod settings;
+mod smbios;
 mod start;
 mod store;
 #[allow(unsafe_code)]

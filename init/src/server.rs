@@ -13,7 +13,7 @@ use crate::cgroup::Groups;
 use crate::disk::{self, Found};
 use crate::drivers::{Drivers, Stage};
 use crate::host::Host;
-use crate::{clock, control, hostname, journal, mounts, reactor, rescue, rtc, settings, told};
+use crate::{clock, control, hostname, journal, mounts, reactor, rescue, rtc, settings, smbios, told};
 
 /// Boots and serves for ever.
 pub(crate) fn run() -> ! {
@@ -43,7 +43,12 @@ fn begin() -> std::io::Result<()> {
         log::set_max_level(level);
     }
     let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned();
-    let boot = Boot { version: env!("CARGO_PKG_VERSION").into(), boot_id, ..Boot::default() };
+    let boot = Boot {
+        version: env!("CARGO_PKG_VERSION").into(),
+        boot_id,
+        system_uuid: smbios::system_uuid(),
+        ..Boot::default()
+    };
     let host = Arc::new(Host::new(false, Groups::prepare(None), settings::open_low_ports(), boot)?);
     rescue::guard(&host, &signals);
     host.step_at("kernel", kernel_took);

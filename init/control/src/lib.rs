@@ -161,6 +161,9 @@ pub struct Boot {
     pub version: String,
     /// This boot's id (`/proc/sys/kernel/random/boot_id`; a light host has one of its own).
     pub boot_id: String,
+    /// The machine's own id (SMBIOS's system UUID, which only root may read); `None` where the firmware gives none that tells it
+    /// from others, and on a light host.
+    pub system_uuid: Option<uuid::Uuid>,
     /// Whether this is a light host: namespaces of another machine, not a server of its own.
     pub light: bool,
     /// What the host was told at power-on.

@@ -27,6 +27,12 @@ pub enum Fault {
     FileInUse,
     /// The VM's power state does not allow it.
     InvalidPowerState,
+    /// Another host owns the VM.
+    OwnedByAnotherHost,
+    /// The record of a VM's latest owner cannot be used, so nobody knows whether it runs.
+    OwnerRecordDamaged,
+    /// Whose the VM is, is open: its datastore has not answered yet.
+    OwnershipOpen,
     /// Another task works on it.
     TaskInProgress,
     /// It changed meanwhile.
@@ -57,12 +63,13 @@ impl Fault {
             Self::NotFound => 404,
             Self::MethodNotAllowed => 405,
             Self::DuplicateName | Self::FileInUse | Self::InvalidPowerState | Self::TaskInProgress => 409,
+            Self::OwnedByAnotherHost | Self::OwnerRecordDamaged => 409,
             Self::ConcurrentAccess => 412,
             Self::RequestTooLarge => 413,
             Self::InsufficientResourcesFault | Self::NotSupported => 422,
             Self::TooManyRequests => 429,
             Self::SystemError => 500,
-            Self::HostNotReachable => 503,
+            Self::HostNotReachable | Self::OwnershipOpen => 503,
             Self::NoDiskSpace => 507,
         }
     }
@@ -81,6 +88,9 @@ impl Fault {
             Self::DuplicateName => "The name is taken",
             Self::FileInUse => "The file is in use",
             Self::InvalidPowerState => "The power state does not allow it",
+            Self::OwnedByAnotherHost => "Another host owns the VM",
+            Self::OwnerRecordDamaged => "The record of the VM's owner is damaged",
+            Self::OwnershipOpen => "Whose the VM is, is open",
             Self::TaskInProgress => "Another task is at work on it",
             Self::ConcurrentAccess => "It was changed meanwhile",
             Self::RequestTooLarge => "The request is too large",

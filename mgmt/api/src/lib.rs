@@ -22,6 +22,7 @@
 //! | `GET /vms`, `POST /vms` | [`VmSpec`] → 201 [`Vm`] | root |
 //! | `GET`, `PATCH`, `DELETE /vms/{id}` | [`VmUpdate`] → [`Vm`]; `DELETE` → 202 [`Task`] | root |
 //! | `POST /vms/{id}/power` | [`VmPower`] → 202 [`Task`] | root |
+//! | `GET /vms/{id}/history?max=M` | → list of [`VmEpoch`], the latest first | root |
 //! | `GET /vms/{id}/console/log` | → text/plain: what the serial port printed lately | root |
 //! | `GET /vms/{id}/console/stream` | → application/octet-stream that goes on until the VM is off | root |
 //! | `POST /vms/{id}/console/input` | bytes, typed into the serial port → 204 | root |
@@ -57,7 +58,10 @@ pub use network::{
 };
 pub use task::{Task, TaskState};
 pub use uuid::Uuid;
-pub use vm::{DiskSpec, NicSpec, PowerState, Vm, VmDisk, VmNic, VmPower, VmPowerAction, VmSpec, VmUpdate};
+pub use vm::{
+    DiskSpec, EpochCause, NicSpec, OwnerState, PowerState, Vm, VmDisk, VmEpoch, VmNic, VmPower,
+    VmPowerAction, VmSpec, VmUpdate,
+};
 
 /// The prefix of all paths.
 pub const BASE: &str = "/api/v1";

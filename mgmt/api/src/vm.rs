@@ -31,6 +31,9 @@ pub struct Vm {
     pub nics: Vec<VmNic>,
     /// Whether it runs.
     pub power_state: PowerState,
+    /// Its latest owner, as the register in its directory says; missing while it never ran.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<VmEpoch>,
     /// How its last run ended, in one sentence.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_exit: Option<String>,
@@ -72,6 +75,64 @@ pub enum PowerState {
     PoweredOn,
     /// Its vCPUs are stopped.
     Paused,
+    /// Another host runs it, or may: see [`Vm::owner`].
+    Elsewhere,
+}
+
+/// One epoch of a VM: who could run it from then on, until the next.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VmEpoch {
+    /// Its number, from 1.
+    pub epoch: u64,
+    /// What the VM was from then on.
+    pub state: OwnerState,
+    /// The host that owns it; missing where the record is unreadable, as are all that follow but `note`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host_id: Option<Uuid>,
+    /// That host's name then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Why the epoch was taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cause: Option<EpochCause>,
+    /// The cause in a sentence; of an unreadable record what is wrong with it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub note: Option<String>,
+    /// When, by that host's clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub when: Option<jiff::Timestamp>,
+}
+
+/// What a VM is, as an owner's record says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum OwnerState {
+    /// The owner runs it, or may.
+    Running,
+    /// It is suspended.
+    Suspended,
+    /// Nobody runs it.
+    Off,
+    /// The record is damaged, so nobody knows.
+    Unreadable,
+}
+
+/// Why an epoch was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum EpochCause {
+    /// Power-on, or resume.
+    PowerOn,
+    /// Power-off, or the end of its run by itself.
+    PowerOff,
+    /// Suspend.
+    Suspend,
+    /// vMotion.
+    Move,
+    /// vMotion, whose target could not start it.
+    GiveBack,
+    /// An operator's claim that its owner was off.
+    Forced,
 }
 
 /// A new VM. It is powered off until told otherwise.
@@ -164,6 +225,10 @@ pub struct VmUpdate {
 pub struct VmPower {
     /// How.
     pub action: VmPowerAction,
+    /// With `on`: the caller states that the VM's owner, as the VM shows it, is off and will not come back running it. The claim is
+    /// put down in the VM's history. A wrong one lets two hosts write the same disks.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }
 
 /// How a VM's power state changes.

@@ -220,7 +220,13 @@ pub(crate) enum VmCommand {
     /// Change a VM that is powered off. What is not given stays.
     Set(Box<Set>),
     /// Power on.
-    Start(VmAndWait),
+    Start {
+        #[command(flatten)]
+        vm: VmAndWait,
+        /// State that the host which owns the VM is off for good. A wrong claim lets two hosts write the same disks.
+        #[arg(long)]
+        force: bool,
+    },
     /// Shut the guest down by its power button; with --force, power off at once.
     Stop {
         #[command(flatten)]
@@ -228,6 +234,11 @@ pub(crate) enum VmCommand {
         /// As by pulling the plug.
         #[arg(long)]
         force: bool,
+    },
+    /// Who could run it, since when and why: its owners, the latest first.
+    History {
+        /// Its name or id.
+        vm: String,
     },
     /// Reset, as by the reset button.
     Reset(VmAndWait),

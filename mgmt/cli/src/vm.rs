@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use keelson_api::client::Client;
-use keelson_api::{PowerState, Vm, VmPowerAction, VmSpec, VmUpdate};
+use keelson_api::{EpochCause, OwnerState, PowerState, Vm, VmPowerAction, VmSpec, VmUpdate};
 use uuid::Uuid;
 
 use crate::cli::{Create, Set, VmAndWait, VmCommand};
@@ -32,7 +32,24 @@ pub(crate) fn run(client: &Client, command: &VmCommand, output: &Output) -> Resu
         VmCommand::Show { vm } => show(&find(client, vm)?, output),
         VmCommand::Create(create) => show(&client.create_vm(&spec(create)?)?, output),
         VmCommand::Set(set) => show(&client.update_vm(find(client, &set.vm)?.id, &update(set)?)?, output),
-        VmCommand::Start(vm) => power(vm, VmPowerAction::On),
+        VmCommand::Start { vm, force: false } => power(vm, VmPowerAction::On),
+        VmCommand::Start { vm, force: true } => {
+            let id = find(client, &vm.vm)?.id;
+            task::follow(client, client.vm_power_on_forced(id)?, vm.no_wait, output)
+        }
+        VmCommand::History { vm } => {
+            let epochs = client.vm_history(find(client, vm)?.id)?;
+            output.list(&epochs, &["epoch", "state", "host", "cause", "when", "note"], |epoch| {
+                vec![
+                    epoch.epoch.to_string(),
+                    owner_state(epoch.state).into(),
+                    epoch.hostname.clone().unwrap_or_default(),
+                    epoch.cause.map_or("", cause).into(),
+                    epoch.when.map(|when| when.to_string()).unwrap_or_default(),
+                    epoch.note.clone().unwrap_or_default(),
+                ]
+            })
+        }
         VmCommand::Stop { vm, force } => {
             power(vm, if *force { VmPowerAction::Off } else { VmPowerAction::Shutdown })
         }
@@ -73,6 +90,27 @@ fn state(state: PowerState) -> &'static str {
         PowerState::PoweredOff => "off",
         PowerState::PoweredOn => "on",
         PowerState::Paused => "paused",
+        PowerState::Elsewhere => "elsewhere",
+    }
+}
+
+fn owner_state(state: OwnerState) -> &'static str {
+    match state {
+        OwnerState::Running => "running",
+        OwnerState::Suspended => "suspended",
+        OwnerState::Off => "off",
+        OwnerState::Unreadable => "unreadable",
+    }
+}
+
+fn cause(cause: EpochCause) -> &'static str {
+    match cause {
+        EpochCause::PowerOn => "power on",
+        EpochCause::PowerOff => "power off",
+        EpochCause::Suspend => "suspend",
+        EpochCause::Move => "move",
+        EpochCause::GiveBack => "give back",
+        EpochCause::Forced => "forced",
     }
 }
 
@@ -149,6 +187,10 @@ fn show(vm: &Vm, output: &Output) -> Result<(), Failure> {
                 if n == 0 { "Network adapters" } else { "" },
                 format!("{} ({})", nic.port_group, nic.mac),
             ));
+        }
+        if let Some(owner) = &vm.owner {
+            let host = owner.hostname.as_deref().unwrap_or("unknown");
+            lines.push(("Owner", format!("{host}, {} (epoch {})", owner_state(owner.state), owner.epoch)));
         }
         lines.extend(vm.uptime_s.map(|s| ("Up for", span(s))));
         lines.extend(vm.memory_touched_mib.map(|m| ("Memory touched", size(m * 1024 * 1024))));

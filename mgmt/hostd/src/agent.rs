@@ -56,7 +56,9 @@ impl Agent {
     pub fn open(paths: Paths, boot: Option<&Boot>) -> Arc<Self> {
         let conditions = Conditions::default();
         let words = boot.map(|b| b.words.clone()).unwrap_or_default();
-        let host = open_host(&paths.host_file(), &words, &conditions);
+        // Without a state partition the file does not outlive the boot: the machine's own id is the one that stays.
+        let own = boot.filter(|b| b.state.is_none()).and_then(|b| b.system_uuid);
+        let host = open_host(&paths.host_file(), &words, own, &conditions);
         let account = Account::open(paths.accounts_file(), words.root_hash.as_deref(), &conditions);
         Arc::new(Self { paths, account, conditions, host: Mutex::new(host), fingerprint: OnceLock::new() })
     }
@@ -103,7 +105,9 @@ impl Agent {
     }
 }
 
-fn open_host(path: &Path, words: &HostWords, conditions: &Conditions) -> HostDocument {
+/// Reads `host.toml`, or makes it, with the id `own` if the machine has one that is to be used.
+fn open_host(path: &Path, words: &HostWords, own: Option<Uuid>, conditions: &Conditions) -> HostDocument {
+    let new_id = || own.unwrap_or_else(Uuid::new_v4);
     let fallback = words.hostname.clone().unwrap_or_else(|| DEFAULT_HOSTNAME.into());
     match store::load::<HostDocument>(path) {
         Ok(Found::Good(host)) => return HostDocument { fallback, ..host },
@@ -124,14 +128,13 @@ fn open_host(path: &Path, words: &HostWords, conditions: &Conditions) -> HostDoc
             );
             return HostDocument {
                 schema: HostDocument::SCHEMA,
-                host_id: Uuid::new_v4(),
+                host_id: new_id(),
                 hostname: None,
                 fallback,
             };
         }
     }
-    let host =
-        HostDocument { schema: HostDocument::SCHEMA, host_id: Uuid::new_v4(), hostname: None, fallback };
+    let host = HostDocument { schema: HostDocument::SCHEMA, host_id: new_id(), hostname: None, fallback };
     if let Err(e) = store::save(path, &host, 0o644) {
         conditions.set(
             "state-not-writable",
@@ -144,6 +147,8 @@ fn open_host(path: &Path, words: &HostWords, conditions: &Conditions) -> HostDoc
 
 #[cfg(test)]
 mod tests {
+    use keelson_init_control::StateVolume;
+
     use super::*;
 
     fn paths(dir: &Path) -> Paths {
@@ -165,6 +170,21 @@ mod tests {
         assert!(second.set_hostname("not a name").is_err());
         assert_eq!(Agent::open(paths(dir.path()), Some(&boot)).hostname(), "given");
         assert_eq!(second.conditions.all(), []);
+    }
+
+    #[test]
+    fn without_a_state_partition_the_machine_is_the_host() {
+        let machine = Uuid::from_u128(7);
+        let boot = Boot { system_uuid: Some(machine), ..Boot::default() };
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(Agent::open(paths(dir.path()), Some(&boot)).host_id(), machine);
+        // With one, its file is: the disk may move to another machine.
+        let dir = tempfile::tempdir().unwrap();
+        let state = StateVolume { device: "/dev/vda2".into(), bytes: 1, grown: false };
+        let boot = Boot { state: Some(state), ..boot };
+        let first = Agent::open(paths(dir.path()), Some(&boot)).host_id();
+        assert_ne!(first, machine);
+        assert_eq!(Agent::open(paths(dir.path()), Some(&boot)).host_id(), first);
     }
 
     #[test]

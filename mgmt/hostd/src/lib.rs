@@ -16,6 +16,7 @@ mod host;
 pub mod http;
 mod logs;
 pub mod network;
+pub mod ownership;
 pub mod paths;
 mod power;
 pub mod problems;

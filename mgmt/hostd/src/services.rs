@@ -61,8 +61,8 @@ impl Services {
         let inventory = Inventory::open(paths.vms_file(), &datastores, &unfinished, &agent.conditions);
         let tasks = Tasks::new(paths.state.join("tasks.json"));
         let netd = Arc::new(Netd::at(paths.netd_socket()));
-        let (ended, ends) = mpsc::channel();
-        let units = Units::follow(paths.init_socket(), ended)
+        let (tended, to_tend) = mpsc::channel();
+        let units = Units::follow(paths.init_socket(), tended.clone())
             .map_err(|source| StartError { what: "init's events", source })?;
         let boot_id = boot.map_or_else(hardware::boot_id, |b| b.boot_id.clone());
         let vms = Vms::new(
@@ -73,13 +73,14 @@ impl Services {
             Arc::clone(&tasks),
             inventory,
             boot_id,
+            tended,
         );
         // The kernel's copy of the host's name does not outlive the boot.
         let name = agent.hostname();
         if let Err(problem) = units.tell("the host's name is not in force", &Request::SetHostname { name }) {
             log::warn!("{problem}");
         }
-        vms.tend(ends).map_err(|source| StartError { what: "VMs that ended", source })?;
+        vms.tend(to_tend).map_err(|source| StartError { what: "VMs that ended", source })?;
         Ok(Arc::new(Self { agent, units, netd, tasks, datastores, vms }))
     }
 }

@@ -40,12 +40,12 @@ struct State {
 }
 
 impl Units {
-    /// Follows the init that listens at `socket`. Each VM whose unit has ended is sent to `ended`, also those that had ended
+    /// Follows the init that listens at `socket`. Each VM whose unit has begun or ended is sent to `seen`, also those that had
     /// before. Returns when the first attempt to reach init has succeeded or failed.
-    pub fn follow(socket: PathBuf, ended: Sender<Uuid>) -> std::io::Result<Arc<Self>> {
+    pub fn follow(socket: PathBuf, seen: Sender<Uuid>) -> std::io::Result<Arc<Self>> {
         let units = Arc::new(Self { socket, state: Mutex::default(), changed: Condvar::new() });
         let follower = Arc::clone(&units);
-        std::thread::Builder::new().name("units".into()).spawn(move || follower.run(&ended))?;
+        std::thread::Builder::new().name("units".into()).spawn(move || follower.run(&seen))?;
         let state = units.lock();
         let first = |s: &mut State| !s.connected && s.trouble.is_none();
         drop(
@@ -61,10 +61,10 @@ impl Units {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn run(&self, ended: &Sender<Uuid>) {
+    fn run(&self, seen: &Sender<Uuid>) {
         let mut pause = BACKOFF.0;
         loop {
-            let (trouble, lived) = self.listen(ended);
+            let (trouble, lived) = self.listen(seen);
             {
                 let mut state = self.lock();
                 if state.connected || state.trouble.is_none() {
@@ -82,7 +82,7 @@ impl Units {
     }
 
     /// Hears events until they end; says why they did, and whether there were any.
-    fn listen(&self, ended: &Sender<Uuid>) -> (String, bool) {
+    fn listen(&self, seen: &Sender<Uuid>) -> (String, bool) {
         let events = match Client::connect_to(&self.socket).and_then(Client::watch) {
             Ok(events) => events,
             Err(e) => return (chain(&e), false),
@@ -96,7 +96,7 @@ impl Units {
                 state.trouble = None;
                 drop(state);
                 self.changed.notify_all();
-                list.iter().for_each(|unit| announce(unit, ended));
+                list.iter().for_each(|unit| announce(unit, seen));
             }
             Err(e) => return (chain(&e), false),
         }
@@ -106,7 +106,7 @@ impl Units {
                 Ok(Event::Unit(unit)) => {
                     self.lock().units.insert(unit.id, unit.clone());
                     self.changed.notify_all();
-                    announce(&unit, ended);
+                    announce(&unit, seen);
                 }
                 Ok(Event::PoweringDown(_)) => {
                     self.lock().going_down = true;
@@ -262,9 +262,9 @@ impl State {
     }
 }
 
-fn announce(unit: &UnitStatus, ended: &Sender<Uuid>) {
-    if let (UnitId::Vm(id), UnitState::Ended) = (unit.id, unit.state) {
+fn announce(unit: &UnitStatus, seen: &Sender<Uuid>) {
+    if let UnitId::Vm(id) = unit.id {
         // The receiver lives as long as the process.
-        let _ = ended.send(id);
+        let _ = seen.send(id);
     }
 }

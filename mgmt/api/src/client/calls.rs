@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::{Client, ClientError, Payload};
 use crate::{
     AdapterUpdate, Datastore, FileEntry, Health, Host, HostPower, HostUpdate, Identity, IssuedToken, LogLine,
-    Login, Network, NetworkUpdate, NewToken, PasswordChange, Session, Task, Token, Vm, VmPower,
+    Login, Network, NetworkUpdate, NewToken, PasswordChange, Session, Task, Token, Vm, VmEpoch, VmPower,
     VmPowerAction, VmSpec, VmUpdate,
 };
 
@@ -157,7 +157,18 @@ impl Client {
 
     /// Changes a VM's power state.
     pub fn vm_power(&self, id: Uuid, action: VmPowerAction) -> Result<Task, ClientError> {
-        self.call(Method::POST, &format!("/vms/{id}/power"), Payload::json(&VmPower { action }))
+        self.call(Method::POST, &format!("/vms/{id}/power"), Payload::json(&VmPower { action, force: false }))
+    }
+
+    /// Powers a VM on although another host owns it: the caller states that that host is off.
+    pub fn vm_power_on_forced(&self, id: Uuid) -> Result<Task, ClientError> {
+        let power = VmPower { action: VmPowerAction::On, force: true };
+        self.call(Method::POST, &format!("/vms/{id}/power"), Payload::json(&power))
+    }
+
+    /// A VM's owners, the latest first, at most 1000.
+    pub fn vm_history(&self, id: Uuid) -> Result<Vec<VmEpoch>, ClientError> {
+        self.call(Method::GET, &format!("/vms/{id}/history?max=1000"), Payload::Nothing)
     }
 
     /// Types bytes into a VM's serial port.

@@ -11,7 +11,7 @@ use nix::dir::{Dir, Type};
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, RenameFlags, openat, renameat, renameat2};
 use nix::sys::stat::{FileStat, Mode, SFlag, fstat, fstatat, mkdirat};
-use nix::unistd::{UnlinkatFlags, fsync, unlinkat};
+use nix::unistd::{UnlinkatFlags, fsync, linkat, unlinkat};
 
 /// An open directory.
 #[derive(Debug)]
@@ -151,6 +151,25 @@ impl Directory {
         }
         names.sort();
         Ok(names)
+    }
+
+    /// All names in it that begin with `prefix`, whatever lies under them, links too.
+    pub fn names_with(&self, prefix: &str) -> io::Result<Vec<String>> {
+        let mut dir = Dir::openat(&self.0, c".", DIRECTORY, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in dir.iter() {
+            if let Ok(name) = entry?.file_name().to_str()
+                && name.starts_with(prefix)
+            {
+                names.push(name.to_owned());
+            }
+        }
+        Ok(names)
+    }
+
+    /// Gives the file `from` the second name `to` within it; fails when the name is taken.
+    pub fn link(&self, from: &str, to: &str) -> io::Result<()> {
+        Ok(linkat(&self.0, from, &self.0, to, AtFlags::empty())?)
     }
 
     /// Renames `from` to `to` within it, replacing a file of that name.

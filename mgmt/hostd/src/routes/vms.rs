@@ -6,8 +6,12 @@ use std::sync::Arc;
 use keelson_api::{Fault, Problem, VmPower, VmSpec, VmUpdate};
 
 use crate::http::{Access, Method, Response, Router};
+use crate::problems::argument;
 use crate::services::Services;
 use crate::vms::MAX_INPUT;
+
+/// The most epochs of a VM that are shown at once.
+const MAX_HISTORY: u64 = 1000;
 
 pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
     let s = Arc::clone(services);
@@ -43,7 +47,20 @@ pub(super) fn install(router: &mut Router, services: &Arc<Services>) {
         request.only_query(&[])?;
         let id = params.uuid("id")?;
         let power: VmPower = request.json()?;
-        Response::json(202, &s.vms.power(id, power.action, request.caller.who())?)
+        Response::json(202, &s.vms.power(id, power, request.caller.who())?)
+    });
+    let s = Arc::clone(services);
+    router.route(Method::Get, "/vms/{id}/history", Access::Root, move |request, params| {
+        request.only_query(&["max"])?;
+        let max = request.query_u64("max", 100)?;
+        if !(1..=MAX_HISTORY).contains(&max) {
+            return Err(argument(
+                "max",
+                format!("{max} epochs cannot be asked for"),
+                &format!("give 1 to {MAX_HISTORY}"),
+            ));
+        }
+        Response::ok(&s.vms.history(params.uuid("id")?, usize::try_from(max).unwrap_or(usize::MAX))?)
     });
     install_console(router, services);
 }

@@ -10,8 +10,8 @@ impl Vms {
     pub fn change(&self, id: Uuid, update: &VmUpdate) -> Result<Vm, Problem> {
         let _hold = self.tasks.hold(&id.to_string(), "Reconfigure Virtual Machine")?;
         let entry = self.inventory.get(id)?;
-        let mut document = entry.document?;
-        self.must_be_off(id, &document.name, "changed")?;
+        let mut document = entry.document.clone()?;
+        self.must_be_off(id, &entry, "changed")?;
         let limits = self.limits();
         if let Some(vcpus) = update.vcpus {
             spec::check_vcpus(vcpus, limits)?;

@@ -8,6 +8,7 @@ use uuid::Uuid;
 use super::document::{CONSOLE_LOG, FILE, LAST_RUN};
 use super::{Entry, Vms};
 use crate::datastores::DatastorePath;
+use crate::ownership::register;
 use crate::problems;
 use crate::tasks::{Plan, Progress};
 
@@ -23,8 +24,8 @@ impl Vms {
     }
 
     fn check_deletable(&self, id: Uuid, entry: &Entry) -> Result<(), Problem> {
-        let Ok(document) = &entry.document else { return self.must_be_off(id, &id.to_string(), "deleted") };
-        self.must_be_off(id, &document.name, "deleted")?;
+        self.must_be_off(id, entry, "deleted")?;
+        let Ok(document) = &entry.document else { return Ok(()) };
         for disk in document.disks.iter().filter(|d| d.own) {
             let others = self.inventory.all();
             let mut users =
@@ -45,7 +46,12 @@ impl Vms {
         let entry = self.inventory.get(id)?;
         self.check_deletable(id, &entry)?;
         self.await_released(id)?;
+        self.must_be_settled(id, &entry.directory)?;
         let Ok(document) = entry.document else {
+            if self.only_records_left(&entry.directory)? {
+                self.inventory.remove(id)?;
+                return Ok("What an earlier deletion had left was removed".into());
+            }
             self.inventory.remove(id)?;
             return Ok(format!(
                 "The VM was taken off the list; its directory `{}` could not be used and is left as it is",
@@ -67,22 +73,13 @@ impl Vms {
         }
         home.remove(CONSOLE_LOG).map_err(failed)?;
         home.remove(LAST_RUN).map_err(failed)?;
-        for name in home.names().map_err(failed)?.iter().filter(|n| n.starts_with("owner.")) {
-            home.remove(name).map_err(failed)?;
-        }
         progress.say(60, "Removing its description");
         home.remove(FILE).map_err(failed)?;
+        // Last: without its description it cannot be started, and until then its owners' records say whose it is.
+        register::remove(&home).map_err(failed)?;
         let left = home.names().map_err(failed)?;
-        if left.is_empty()
-            && let Some((parents, name)) = entry.directory.split()
-        {
-            let parent = self
-                .datastores
-                .get(entry.directory.datastore())?
-                .directory()?
-                .descend(parents)
-                .map_err(failed)?;
-            parent.remove_directory(name).and_then(|()| parent.sync()).map_err(failed)?;
+        if left.is_empty() {
+            self.remove_home(&entry.directory)?;
         } else {
             home.sync().map_err(failed)?;
         }
@@ -93,5 +90,25 @@ impl Vms {
         } else {
             format!("{name} was deleted; {} other files stay in `{}`", left.len(), entry.directory)
         })
+    }
+
+    /// Removes a VM's empty directory.
+    fn remove_home(&self, directory: &DatastorePath) -> Result<(), Problem> {
+        let failed = |e: std::io::Error| problems::file(format!("`{directory}` could not be removed"), &e);
+        let Some((parents, name)) = directory.split() else { return Ok(()) };
+        let parent =
+            self.datastores.get(directory.datastore())?.directory()?.descend(parents).map_err(failed)?;
+        parent.remove_directory(name).and_then(|()| parent.sync()).map_err(failed)
+    }
+
+    /// A deletion that was cut off after the description went leaves owners' records: removes them, if there is nothing else.
+    fn only_records_left(&self, directory: &DatastorePath) -> Result<bool, Problem> {
+        let failed = |e: std::io::Error| problems::file(format!("`{directory}` could not be removed"), &e);
+        let Ok(home) = self.home(directory) else { return Ok(false) };
+        if !home.names().map_err(failed)?.iter().all(|name| register::is_ours(name)) {
+            return Ok(false);
+        }
+        register::remove(&home).map_err(failed)?;
+        self.remove_home(directory).map(|()| true)
     }
 }

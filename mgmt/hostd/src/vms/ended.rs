@@ -1,5 +1,6 @@
-//! After a VM's process has ended: how it ended is written down, and everything that it held is released. One thread does this for
-//! all VMs, also for those that ended while the host agent was not there.
+//! After a VM's process has ended: how it ended is written down, everything that it held is released, and its ownership is given
+//! up. One thread does this for all VMs, also for those that ended while the host agent was not there, and compares for each what
+//! init and its register say.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,11 +24,16 @@ const LINES: u32 = 1000;
 const AGAIN: Duration = Duration::from_secs(2);
 
 impl Vms {
-    /// Takes care of VMs whose process has ended, as `ended` names them, on a thread of its own.
+    /// Takes care of all VMs once, and then of those that `ended` names, on a thread of its own.
     pub fn tend(self: &Arc<Self>, ended: Receiver<Uuid>) -> std::io::Result<()> {
+        for (id, _) in self.inventory.all() {
+            // The receiver is in our hands.
+            let _ = self.tended.send(id);
+        }
         let vms = Arc::clone(self);
         std::thread::Builder::new().name("ended".into()).spawn(move || {
             let mut failed = BTreeSet::new();
+            let mut told = BTreeSet::new();
             loop {
                 // With nothing left over, only the next end matters; else it is tried again after a while.
                 let next = if failed.is_empty() {
@@ -41,11 +47,14 @@ impl Vms {
                     Err(RecvTimeoutError::Disconnected) => return,
                 };
                 for id in ids {
-                    if let Err(problem) = vms.release(id) {
-                        log::warn!("what the VM {id} held is not released yet: {problem}");
+                    if let Err(problem) = vms.look_after(id) {
+                        if told.insert(id) {
+                            log::warn!("the VM {id} is looked after again, until it succeeds: {problem}");
+                        }
                         failed.insert(id);
                     } else {
                         failed.remove(&id);
+                        told.remove(&id);
                     }
                 }
             }
@@ -53,10 +62,23 @@ impl Vms {
         Ok(())
     }
 
-    fn release(&self, id: Uuid) -> Result<(), Problem> {
-        let Some(unit) = self.units.vm(id)?.filter(|u| u.state == UnitState::Ended) else { return Ok(()) };
+    fn look_after(&self, id: Uuid) -> Result<(), Problem> {
+        match self.units.vm(id)? {
+            Some(unit) if unit.state == UnitState::Ended => self.release(id, &unit),
+            Some(_) => self.confirm(id),
+            None => self.reconcile(id),
+        }
+    }
+
+    fn release(&self, id: Uuid, unit: &UnitStatus) -> Result<(), Problem> {
         let entry = self.inventory.get(id).ok();
-        let exit = self.sentence(&unit);
+        let mut exit = self.sentence(unit);
+        // First: whoever sees the VM off can take it.
+        if let Some(entry) = &entry
+            && let Some(known) = self.give_up(id, entry, &exit)?
+        {
+            exit = known;
+        }
         if let Some(entry) = &entry {
             log::info!("VM {id} ended: {exit}");
             let now = unit

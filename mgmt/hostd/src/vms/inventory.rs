@@ -55,6 +55,13 @@ pub struct Entry {
     pub last_run: Option<LastRun>,
 }
 
+impl Entry {
+    /// What to call the VM: its name, or its id where that is not known.
+    pub fn name(&self, id: Uuid) -> String {
+        self.document.as_ref().map_or_else(|_| id.to_string(), |d| d.name.clone())
+    }
+}
+
 /// The registered VMs.
 #[derive(Debug)]
 pub struct Inventory {

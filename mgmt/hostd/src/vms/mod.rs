@@ -13,10 +13,12 @@ mod inventory;
 mod kernel;
 mod launch;
 mod monitor;
+mod owner;
 mod power;
 mod spec;
 
 use std::collections::BTreeMap;
+use std::sync::mpsc::Sender;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use keelson_api::{Fault, PowerState, Problem, Vm, VmDisk, VmNic};
@@ -28,6 +30,7 @@ use crate::agent::Agent;
 use crate::datastores::{Access, DatastorePath, Datastores};
 use crate::hardware::{self, HOST_RESERVE_MIB};
 use crate::network::Netd;
+use crate::ownership::Owners;
 use crate::tasks::Tasks;
 use crate::units::Units;
 
@@ -46,6 +49,10 @@ pub struct Vms {
     datastores: Arc<Datastores>,
     tasks: Arc<Tasks>,
     inventory: Inventory,
+    /// This host's takes of its VMs' registers.
+    owners: Owners,
+    /// VMs that are to be looked after, see [`Vms::tend`].
+    tended: Sender<Uuid>,
     /// This boot of the host; `last-run.toml` names it.
     boot_id: String,
     /// Memory promised to VMs that are being powered on, in MiB: init does not know them yet.
@@ -58,7 +65,8 @@ pub struct Vms {
 }
 
 impl Vms {
-    /// The VMs of `inventory`.
+    /// The VMs of `inventory`. What is sent by `tended` must reach [`Vms::tend`].
+    #[allow(clippy::too_many_arguments)] // each is another service
     pub fn new(
         agent: Arc<Agent>,
         units: Arc<Units>,
@@ -67,7 +75,9 @@ impl Vms {
         tasks: Arc<Tasks>,
         inventory: Inventory,
         boot_id: String,
+        tended: Sender<Uuid>,
     ) -> Arc<Self> {
+        let owners = Owners::new(agent.host_id(), boot_id.clone(), tended.clone());
         Arc::new(Self {
             agent,
             units,
@@ -75,6 +85,8 @@ impl Vms {
             datastores,
             tasks,
             inventory,
+            owners,
+            tended,
             boot_id,
             admitted: Mutex::default(),
             files: Mutex::default(),
@@ -139,6 +151,7 @@ impl Vms {
             let off = || {
                 self.units.vm(id).is_ok_and(|u| u.is_none_or(|u| u.state == UnitState::Ended))
                     && !self.is_admitted(id)
+                    && self.must_be_nobody_elses(&document.name, &entry.directory).is_ok()
             };
             (used && !off()).then_some(document.name)
         })
@@ -192,9 +205,14 @@ impl Vms {
     }
 
     /// Refused unless the VM is off, and known to be.
-    fn must_be_off(&self, id: Uuid, name: &str, to: &str) -> Result<(), Problem> {
+    fn must_be_off(&self, id: Uuid, entry: &Entry, to: &str) -> Result<(), Problem> {
+        let name = entry.name(id);
         match self.unit(id)? {
-            None => Ok(()),
+            // A VM whose directory is gone has no owner.
+            None => match self.must_be_nobody_elses(&name, &entry.directory) {
+                Err(problem) if problem.fault == Fault::NotFound && entry.document.is_err() => Ok(()),
+                other => other,
+            },
             Some(_) => Err(Problem::new(
                 Fault::InvalidPowerState,
                 format!("{name} is powered on, so it cannot be {to}"),
@@ -205,7 +223,14 @@ impl Vms {
 
     fn shown(&self, id: Uuid, entry: &Entry) -> Result<Vm, Problem> {
         let document = entry.document.clone()?;
-        let (power_state, status) = self.look(id);
+        let (mut power_state, status) = self.look(id);
+        let owner = self.owner(&entry.directory).unwrap_or_else(|problem| {
+            log::warn!("whose {} is, is not known: {problem}", document.name);
+            None
+        });
+        if power_state == PowerState::PoweredOff && self.is_elsewhere(&owner) {
+            power_state = PowerState::Elsewhere;
+        }
         let disks = document
             .disks
             .into_iter()
@@ -226,6 +251,7 @@ impl Vms {
             disks,
             nics,
             power_state,
+            owner: owner.map(|(epoch, reading)| owner::shown(epoch, reading)),
             last_exit: entry.last_run.as_ref().and_then(|run| self.last_exit(run, power_state)),
             uptime_s: status.as_ref().map(|s| s.uptime_ms / 1000),
             memory_touched_mib: status.as_ref().map(|s| s.memory_touched_mib),
@@ -236,7 +262,7 @@ impl Vms {
     fn last_exit(&self, run: &LastRun, now: PowerState) -> Option<String> {
         match (&run.exit, now) {
             (Some(exit), _) => Some(exit.clone()),
-            (None, PowerState::PoweredOn | PowerState::Paused) => None,
+            (None, PowerState::PoweredOn | PowerState::Paused | PowerState::Elsewhere) => None,
             (None, PowerState::PoweredOff) if run.boot_id == self.boot_id => {
                 Some("It ended while the host agent was not there; how is not known.".into())
             }

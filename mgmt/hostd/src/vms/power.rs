@@ -3,7 +3,7 @@
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use keelson_api::{Fault, PowerState, Problem, Task, VmPowerAction};
+use keelson_api::{Fault, PowerState, Problem, Task, VmPower, VmPowerAction};
 use keelson_init_control::logging::chain;
 use keelson_init_control::{Refusal as InitRefusal, Request as InitRequest, UnitId, UnitState};
 use keelson_vmm_control::Request as VmmRequest;
@@ -15,6 +15,8 @@ use super::launch::NotStarted;
 use super::{Vms, launch, monitor};
 use crate::datastores::DatastorePath;
 use crate::hardware::{self, HOST_RESERVE_MIB};
+use crate::ownership::Claim;
+use crate::problems::argument;
 use crate::tasks::{Plan, Progress};
 use crate::units::Waited;
 
@@ -33,9 +35,13 @@ const MONITOR_MIB: u64 = 16;
 
 impl Vms {
     /// Begins a change of a VM's power state.
-    pub fn power(self: &Arc<Self>, id: Uuid, action: VmPowerAction, who: &str) -> Result<Task, Problem> {
+    pub fn power(self: &Arc<Self>, id: Uuid, power: VmPower, who: &str) -> Result<Task, Problem> {
+        let VmPower { action, force } = power;
+        if force && action != VmPowerAction::On {
+            return Err(argument("force", "only a power-on can be forced", "leave it out"));
+        }
         let entry = self.inventory.get(id)?;
-        let document = entry.document?;
+        let document = entry.document.clone()?;
         let name = match action {
             VmPowerAction::On => "Power On Virtual Machine",
             VmPowerAction::Off => "Power Off Virtual Machine",
@@ -47,18 +53,27 @@ impl Vms {
         // Held before the state is looked at, so that it cannot change in between.
         let hold = self.tasks.hold(&id.to_string(), name)?;
         self.allowed(id, &document, action)?;
+        let on = match action {
+            VmPowerAction::On => {
+                Some(On { claim: self.right_to_run(&document.name, &entry, force)?, who: who.to_owned() })
+            }
+            _ => None,
+        };
         let units = Arc::clone(&self.units);
         let cancelable = matches!(action, VmPowerAction::On | VmPowerAction::Shutdown);
         let cancel = cancelable.then(|| Arc::new(move || units.wake()) as Arc<dyn Fn() + Send + Sync>);
         let vms = Arc::clone(self);
         let plan = Plan { name, target: id.to_string(), who: who.into(), cancel };
-        self.tasks.start_held(hold, plan, move |progress| match action {
-            VmPowerAction::On => vms.power_on(id, progress),
-            VmPowerAction::Off => vms.power_off(&document, progress),
-            VmPowerAction::Shutdown => vms.shut_down(&document, progress),
-            VmPowerAction::Reset => vms.tell_monitor(&document, &VmmRequest::Reset, "reset"),
-            VmPowerAction::Pause => vms.tell_monitor(&document, &VmmRequest::Pause, "paused"),
-            VmPowerAction::Resume => vms.tell_monitor(&document, &VmmRequest::Resume, "resumed"),
+        self.tasks.start_held(hold, plan, move |progress| match (action, on) {
+            (VmPowerAction::On, Some(on)) => vms.power_on(id, on, progress),
+            (VmPowerAction::On, None) => {
+                Err(Problem::new(Fault::SystemError, "a power-on without a right to it"))
+            }
+            (VmPowerAction::Off, _) => vms.power_off(&document, progress),
+            (VmPowerAction::Shutdown, _) => vms.shut_down(&document, progress),
+            (VmPowerAction::Reset, _) => vms.tell_monitor(&document, &VmmRequest::Reset, "reset"),
+            (VmPowerAction::Pause, _) => vms.tell_monitor(&document, &VmmRequest::Pause, "paused"),
+            (VmPowerAction::Resume, _) => vms.tell_monitor(&document, &VmmRequest::Resume, "resumed"),
         })
     }
 
@@ -74,7 +89,7 @@ impl Vms {
                 refused("powered on already", "there is nothing to do")
             }
             (VmPowerAction::On, PowerState::Paused) => refused("powered on and paused", "resume it instead"),
-            (VmPowerAction::On, PowerState::PoweredOff) => {
+            (VmPowerAction::On, PowerState::PoweredOff | PowerState::Elsewhere) => {
                 if self.units.going_down() {
                     return Err(Problem::new(Fault::HostNotReachable, "the host is shutting down")
                         .remedy("wait until the host is back"));
@@ -85,7 +100,9 @@ impl Vms {
                 }
                 self.check_memory(id, document).map(|_| ())
             }
-            (_, PowerState::PoweredOff) => refused("powered off", "power it on first"),
+            (_, PowerState::PoweredOff | PowerState::Elsewhere) => {
+                refused("powered off", "power it on first")
+            }
             (VmPowerAction::Pause, PowerState::Paused) => refused("paused already", "there is nothing to do"),
             (VmPowerAction::Resume, PowerState::PoweredOn) => refused("not paused", "there is nothing to do"),
             (VmPowerAction::Shutdown | VmPowerAction::Reset, PowerState::Paused) => {
@@ -151,16 +168,19 @@ impl Vms {
         self.admitted.lock().unwrap_or_else(PoisonError::into_inner).contains_key(&id)
     }
 
-    fn power_on(&self, id: Uuid, progress: &Progress) -> Result<String, Problem> {
+    fn power_on(&self, id: Uuid, on: On, progress: &Progress) -> Result<String, Problem> {
         self.await_released(id)?;
         let entry = self.inventory.get(id)?;
         let document = entry.document?;
-        self.await_drivers(&document.name, progress)?;
+        let name = &document.name;
+        self.await_drivers(name, progress)?;
         let _admitted = self.admit(id, &document)?;
         progress.say(10, "Opening its files");
         let mut launch = launch::open(self, &document, &entry.directory)?;
         // From here on it is quicker to finish than to go back.
         progress.not_cancelable()?;
+        progress.say(20, "Taking its ownership");
+        self.take_running(id, name, &entry.directory, on.claim, &on.who)?;
         let run = LastRun {
             schema: SCHEMA,
             host_id: self.agent.host_id(),
@@ -169,20 +189,37 @@ impl Vms {
             ended: None,
             exit: None,
         };
-        run.store(&self.home(&entry.directory)?, &entry.directory.to_string())?;
+        let written = self
+            .home(&entry.directory)
+            .and_then(|home| run.store(&home, &entry.directory.to_string()))
+            .inspect_err(|e| self.leave(id, name, &entry.directory, &format!("It was not started: {e}")));
+        written?;
         self.inventory.ran(id, run.clone());
-        let started = (|| {
+        let prepared = (|| {
             if !document.nics.is_empty() {
                 progress.say(30, "Connecting its network adapters");
                 launch::open_taps(self, &mut launch, &document)?;
             }
             progress.say(50, "Starting its monitor");
-            launch.start(self, &document)
+            Ok(())
         })();
-        if let Err(NotStarted { problem, perhaps }) = started {
-            if perhaps {
-                return Err(self.take_back(id, &document.name, &entry.directory, run, problem));
+        let started = match prepared {
+            Ok(()) => match launch.start(self, &document) {
+                Ok(()) => Ok(()),
+                Err(NotStarted { problem, perhaps: true }) => {
+                    return Err(self.take_back(id, name, &entry.directory, run, problem));
+                }
+                Err(NotStarted { problem, perhaps: false }) => {
+                    self.not_started(id, name, &entry.directory, &problem);
+                    Err(problem)
+                }
+            },
+            Err(problem) => {
+                self.leave(id, name, &entry.directory, &format!("It was not started: {problem}"));
+                Err(problem)
             }
+        };
+        if let Err(problem) = started {
             self.close_taps(id, &document);
             let run = LastRun {
                 ended: Some(jiff::Timestamp::now()),
@@ -250,13 +287,16 @@ impl Vms {
                 }
             }
             Err(CallError::Refused(InitRefusal::NoSuchUnit(_))) => {
-                let exit = Some(format!("It was not started: {problem}"));
-                let run = LastRun { ended: Some(jiff::Timestamp::now()), exit, ..run };
+                let exit = format!("It was not started: {problem}");
+                self.leave(id, name, directory, &exit);
+                let run = LastRun { ended: Some(jiff::Timestamp::now()), exit: Some(exit), ..run };
                 self.put_down(id, directory, run);
                 problem
             }
             Err(error) => {
                 log::warn!("whether {name} was started is not known: {}", chain(&error));
+                // It is not given up before init is heard again.
+                let _ = self.tended.send(id);
                 told(
                     "whether it was started is not known".into(),
                     "read the VM's state as soon as init answers again: if it runs, it is shown so",
@@ -419,6 +459,12 @@ impl Vms {
             }
         }
     }
+}
+
+/// A power-on that may begin.
+struct On {
+    claim: Claim,
+    who: String,
 }
 
 /// Memory promised to a VM while this exists.

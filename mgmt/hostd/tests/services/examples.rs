@@ -35,9 +35,13 @@ fn the_examples_of_the_page_do_what_it_says() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
-    for expected in
-        ["\"vmotion_ready\":true", "web1 is powered on", "Hello from the guest", "\"hostname\":\"host1\""]
-    {
+    for expected in [
+        "\"vmotion_ready\":true",
+        "web1 is powered on",
+        "Hello from the guest",
+        "\"hostname\":\"host1\"",
+        "\"cause\":\"power_on\"",
+    ] {
         assert!(said.contains(expected), "{expected} is not in:\n{said}");
     }
 }

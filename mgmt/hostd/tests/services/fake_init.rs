@@ -29,6 +29,8 @@ struct State {
     refuse: bool,
     /// Requests, by their names, whose next conversation breaks: before it is carried out or after.
     breaks: BTreeMap<&'static str, Break>,
+    /// VMs are started, and it is told that they are not.
+    deny: bool,
 }
 
 /// Where a conversation breaks.
@@ -119,6 +121,12 @@ impl FakeInit {
                     });
                 if let Some(monitor) = monitor {
                     self.state.lock().unwrap().monitors.insert(unit, monitor);
+                }
+                if self.state.lock().unwrap().deny {
+                    return Served::Refused(Refusal::Failed {
+                        what: "starting".into(),
+                        why: "this test denies it".into(),
+                    });
                 }
                 done
             }
@@ -257,6 +265,10 @@ impl FakeInit {
     /// The next conversation with this request breaks.
     pub(crate) fn break_next(&self, request: &'static str, at: Break) {
         self.state.lock().unwrap().breaks.insert(request, at);
+    }
+
+    pub(crate) fn deny(&self, deny: bool) {
+        self.state.lock().unwrap().deny = deny;
     }
 
     pub(crate) fn refuse(&self, refuse: bool) {

@@ -10,4 +10,5 @@ mod fake_vmm;
 mod host;
 mod http;
 mod life;
+mod owners;
 mod uploads;
