@@ -12,10 +12,13 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use keelson_vmm_control::{Answer, Event, ExitCode, MachineConfig, MachineState, Refusal, Request, Status};
+use keelson_vmm_control::{
+    Answer, Event, ExitCode, MachineConfig, MachineState, Refusal, Request, StateSet, Status,
+};
 use keelson_wire::Stream;
 
 use board::Board;
+pub use board::SaveError;
 pub use slots::DeviceError;
 
 use crate::boot::{BootError, Payload};
@@ -23,6 +26,12 @@ use crate::console::Console;
 use crate::devices::bus::Overlap;
 use crate::kvm::{Host, KvmError};
 use crate::memory::Memory;
+use crate::state::file::{Opened, PairId, StateFile};
+use crate::state::fill::Filling;
+use crate::state::identity::{self, IdentityV1};
+use crate::state::memory::MemoryFile;
+use crate::state::sections::Sections;
+use crate::state::{self, StateError};
 
 /// What a machine is made of, besides its description: all of it from descriptors.
 #[derive(Debug)]
@@ -45,6 +54,17 @@ pub struct Parts {
     pub executed: Instant,
 }
 
+/// The state from which a machine is brought back rather than booted.
+#[derive(Debug)]
+pub struct Restore {
+    /// The state file, read.
+    pub state: Opened,
+    /// The memory file.
+    pub memory: File,
+    /// `/dev/userfaultfd`: memory then comes as it is needed.
+    pub userfaultfd: Option<OwnedFd>,
+}
+
 /// Why a machine could not be built.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
@@ -60,6 +80,9 @@ pub enum BuildError {
     /// Two devices want one address: a fault of ours.
     #[error("two devices want the same address")]
     Overlap(#[from] Overlap),
+    /// A saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// What the guest, or a vCPU, brought about. The vCPUs enter the guest no more.
@@ -84,6 +107,19 @@ pub enum Order {
     Request(Request, SyncSender<Result<Answer, Refusal>>),
     /// Somebody wants to hear of events.
     Watch(Stream<Event>),
+    /// Save the state into these files, and where the answer goes.
+    Suspend {
+        /// In which versions.
+        set: StateSet,
+        /// The state file.
+        state: File,
+        /// The memory file.
+        memory: File,
+        /// The answer.
+        reply: SyncSender<Result<Answer, Refusal>>,
+    },
+    /// The memory of a machine that was brought back cannot be read: why.
+    MemoryLost(String),
     /// End at once.
     Kill,
     /// Press the power button.
@@ -101,6 +137,8 @@ impl std::fmt::Debug for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Request(request, _) => write!(f, "Request({request:?})"),
+            Self::Suspend { set, .. } => write!(f, "Suspend {{ set: {set:?} }}"),
+            Self::MemoryLost(why) => write!(f, "MemoryLost({why})"),
             Self::Watch(_) => f.write_str("Watch"),
             Self::Kill => f.write_str("Kill"),
             Self::PowerButton => f.write_str("PowerButton"),
@@ -129,6 +167,10 @@ pub struct Machine {
     watchers: Vec<Stream<Event>>,
     orders: Receiver<Order>,
     sender: Sender<Order>,
+    /// The memory of a machine that was brought back, until all of it is there.
+    filling: Option<Filling>,
+    /// A state that is true until the guest runs: the one that the machine comes from, or that was saved while it is paused.
+    state_file: Option<StateFile>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -139,7 +181,7 @@ impl std::fmt::Debug for Machine {
 
 impl Machine {
     /// Builds the machine; no instruction runs before [`Machine::run`].
-    pub fn build(parts: Parts) -> Result<Self, BuildError> {
+    pub fn build(parts: Parts, restore: Option<Restore>) -> Result<Self, BuildError> {
         let (sender, orders) = channel();
         let mut machine = Self {
             parts,
@@ -152,9 +194,26 @@ impl Machine {
             watchers: vec![],
             orders,
             sender,
+            filling: None,
+            state_file: None,
         };
-        machine.new_board()?;
+        let saved = restore.map(|restore| machine.take_state(restore)).transpose()?;
+        machine.new_board(saved)?;
         Ok(machine)
+    }
+
+    /// Checks whose state it is, and lets memory come.
+    fn take_state(&mut self, restore: Restore) -> Result<Sections, StateError> {
+        let Restore { state: Opened { file, id, mut sections }, memory, userfaultfd } = restore;
+        let identity: IdentityV1 = sections.take(identity::KIND, 0)?;
+        identity.check(&self.parts.config)?;
+        let memory = MemoryFile::open(memory, &id, self.parts.memory.bytes)?;
+        let sender = self.sender.clone();
+        // Nobody listens any more only when the machine has ended.
+        let tell = move |why| drop(sender.send(Order::MemoryLost(why)));
+        self.filling = Some(Filling::start(&self.parts.memory, memory, userfaultfd, Box::new(tell))?);
+        self.state_file = Some(file);
+        Ok(sections)
     }
 
     /// Where orders go.
@@ -162,19 +221,23 @@ impl Machine {
         self.sender.clone()
     }
 
-    fn new_board(&mut self) -> Result<(), BuildError> {
+    fn new_board(&mut self, saved: Option<Sections>) -> Result<(), BuildError> {
         self.number += 1;
         let (number, sender) = (self.number, self.sender.clone());
         let tell: TellGuest = Arc::new(move |event| {
             // Nobody listens any more only when the machine has ended.
             let _ = sender.send(Order::Guest { board: number, event });
         });
-        self.board = Some(Board::build(&mut self.parts, tell, &self.first_run)?);
+        self.board = Some(Board::build(&mut self.parts, tell, &self.first_run, saved)?);
         Ok(())
     }
 
     /// Runs the machine until it ends.
     pub fn run(mut self) -> ExitCode {
+        if let Err(e) = self.use_state_up() {
+            log::error!("{}", keelson_init_control::logging::chain(&e));
+            return ExitCode::BadConfig;
+        }
         self.state = MachineState::Running;
         if let Some(board) = &self.board {
             board.resume();
@@ -188,13 +251,27 @@ impl Machine {
         };
         self.state = MachineState::Off;
         self.parts.console.detach();
-        if let Some(board) = self.board.take()
-            && !board.end()
-        {
-            log::warn!("a vCPU did not stop in time; it ends with the process");
+        let whole = self.filling.as_ref().is_none_or(Filling::is_whole);
+        match self.board.take() {
+            Some(board) if whole => {
+                if !board.end() {
+                    log::warn!("a vCPU did not stop in time; it ends with the process");
+                }
+            }
+            // A worker may wait for memory that is not there yet, or never will be; it ends with the process.
+            board => std::mem::forget(board),
         }
         self.tell_watchers(&Event::State(MachineState::Off));
         code
+    }
+
+    /// The guest is about to run: a state that was true until now is no longer, durably.
+    fn use_state_up(&mut self) -> Result<(), StateError> {
+        if let Some(file) = &self.state_file {
+            file.mark_used()?;
+        }
+        self.state_file = None;
+        Ok(())
     }
 
     fn carry_out(&mut self, order: Order) -> Option<ExitCode> {
@@ -211,6 +288,15 @@ impl Machine {
             }
             Order::Watch(stream) => self.watch(stream),
             Order::PowerButton => self.press(),
+            Order::Suspend { set, state, memory, reply } => {
+                // A client that went away in between has no use for the answer.
+                let _ = reply.send(self.suspend(set, state, memory).map(|()| Answer::Done));
+            }
+            Order::MemoryLost(why) => return Some(self.fault(why)),
+            Order::Kill if self.state_file.is_some() => {
+                log::info!("ended by request, suspended");
+                return Some(ExitCode::Suspended);
+            }
             Order::Kill => {
                 log::info!("killed by request");
                 return Some(ExitCode::Killed);
@@ -232,31 +318,85 @@ impl Machine {
         match request {
             Request::Status => return Ok(Answer::Status(self.status())),
             Request::PowerButton => self.press(),
-            Request::Pause if self.state == MachineState::Running => {
-                if !self.board.as_ref().is_some_and(Board::pause) {
-                    return Err(Refusal::Failed(
-                        "a vCPU did not stop within five seconds; the machine runs on".into(),
-                    ));
-                }
-                self.change_state(MachineState::Paused);
-            }
+            Request::Pause if self.state == MachineState::Running => self.pause()?,
             Request::Resume if self.state == MachineState::Paused => {
-                if let Some(board) = &self.board {
-                    board.resume();
-                }
-                self.change_state(MachineState::Running);
+                self.use_state_up().map_err(|e| {
+                    let why = keelson_init_control::logging::chain(&e);
+                    Refusal::Failed(format!("the machine was suspended and cannot go on here: {why}"))
+                })?;
+                self.resume();
             }
             Request::Pause | Request::Resume => {}
             Request::Reset => {
                 log::info!("reset by request");
                 self.reset().map_err(Refusal::Failed)?;
             }
-            // Both are taken by the connection itself.
-            Request::Kill | Request::Watch => {
+            // These are taken by the connection itself.
+            Request::Kill | Request::Watch | Request::Suspend { .. } => {
                 return Err(Refusal::Failed("this word is not for the machine".into()));
             }
         }
         Ok(Answer::Done)
+    }
+
+    fn pause(&mut self) -> Result<(), Refusal> {
+        if !self.board.as_ref().is_some_and(Board::pause) {
+            let why = "a vCPU did not stop within five seconds; the machine runs on";
+            return Err(Refusal::Failed(why.into()));
+        }
+        self.change_state(MachineState::Paused);
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        if let Some(board) = &self.board {
+            board.resume();
+        }
+        self.change_state(MachineState::Running);
+    }
+
+    /// Pauses the machine and saves its state. When that fails, it is as it was.
+    fn suspend(&mut self, set: StateSet, state: File, memory: File) -> Result<(), Refusal> {
+        let ran = self.state == MachineState::Running;
+        if ran {
+            self.pause()?;
+        }
+        let began = Instant::now();
+        match self.save(set, state, &memory) {
+            Ok((file, written)) => {
+                let took = began.elapsed().as_millis();
+                log::info!("suspended: {} MiB of memory saved in {took} ms", written >> 20);
+                self.state_file = Some(file);
+                Ok(())
+            }
+            Err(why) => {
+                if ran {
+                    self.resume();
+                }
+                Err(Refusal::Failed(format!("the machine could not be suspended: {why}")))
+            }
+        }
+    }
+
+    /// Writes memory and state of the paused machine; returns the state file and how many bytes of memory were written.
+    fn save(&mut self, set: StateSet, state: File, memory: &File) -> Result<(StateFile, u64), String> {
+        let chain = |e: &dyn std::error::Error| keelson_init_control::logging::chain(e);
+        let board = self.board.as_ref().ok_or("it has no board")?;
+        if let Some(filling) = &self.filling {
+            filling.wait()?;
+        }
+        // Of two states of one machine only one may be used.
+        self.state_file.take().map_or(Ok(()), |old| old.mark_used()).map_err(|e| chain(&e))?;
+        let mut id = PairId::default();
+        getrandom::fill(&mut id).map_err(|e| format!("the host has no random bytes: {e}"))?;
+        let mut sections = Sections::new();
+        board::put(&mut sections, identity::KIND, 0, &IdentityV1::of(&self.parts.config), set)
+            .map_err(|e| chain(&e))?;
+        board.save(&mut sections, set).map_err(|e| chain(&e))?;
+        let parts = &self.parts.memory;
+        let written = state::memory::write(&parts.file, parts.bytes, memory, &id).map_err(|e| chain(&e))?;
+        let file = StateFile::write(state, &id, &sections).map_err(|e| chain(&e))?;
+        Ok((file, written))
     }
 
     fn guest(&mut self, event: GuestEvent) -> Option<ExitCode> {
@@ -304,7 +444,7 @@ impl Machine {
         {
             return Err("a vCPU did not stop within five seconds, so the machine cannot be reset".into());
         }
-        self.new_board().map_err(|e| {
+        self.new_board(None).map_err(|e| {
             format!("the machine could not be built anew: {}", keelson_init_control::logging::chain(&e))
         })?;
         self.resets += 1;
