@@ -14,9 +14,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use keelson_vmm::state::file::StateFile;
 use keelson_vmm_control::{
     Boot, Client, Disk, ExitCode, MachineConfig, MachineState, Request, StateSet, Status, fd_names,
 };
+use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use support::{Fds, Vm, file_with, kvm, monitor, payload, unit};
 
 const SUSPENDED: i32 = ExitCode::Suspended as i32;
@@ -135,6 +138,184 @@ fn the_clock_of_the_day_is_right_after_the_pause() {
     let days = numbers(&vm.printed(), "day");
     let within = |day: u64| (before..=now()).any(|second| second % 86_400 == day);
     assert!(days.iter().skip(1).all(|day| within(*day)), "{days:?} from {before} on");
+}
+
+/// CRC-32C, bit by bit.
+fn crc32c(bytes: impl Iterator<Item = u8>) -> u32 {
+    let bit = |crc: u32| if crc & 1 == 1 { crc >> 1 ^ 0x82f6_3b78 } else { crc >> 1 };
+    !bytes.fold(u32::MAX, |crc, byte| (0..8).fold(crc ^ u32::from(byte), |crc, _| bit(crc)))
+}
+
+/// Where each section of a state file begins, and its kind.
+fn section_starts(state: &[u8]) -> Vec<(usize, String)> {
+    let (mut starts, mut at) = (vec![], 64);
+    while at < state.len() {
+        let kind = String::from_utf8_lossy(&state[at..at + 16]).trim_end_matches('\0').to_owned();
+        starts.push((at, kind));
+        at += 32 + u32::from_le_bytes(state[at + 24..at + 28].try_into().unwrap()) as usize;
+    }
+    starts
+}
+
+/// Makes the checksum of the section at `at` right again.
+fn seal(state: &mut [u8], at: usize) {
+    let length = u32::from_le_bytes(state[at + 24..at + 28].try_into().unwrap()) as usize;
+    let sealed = state[at..at + 28].iter().chain(&state[at + 32..at + 32 + length]);
+    let crc = crc32c(sealed.copied());
+    state[at + 28..at + 32].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[test]
+fn a_state_holds_every_device_and_each_kind_is_frozen() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let vm = run(&words(&empty_disk(dir.path(), "disk"), &["--cpus", "2"]));
+    goes_on(&vm, 1);
+    let saved = dir.path().join("saved");
+    suspend_into(&vm, &saved);
+    let opened = StateFile::open(read_write(&saved.join("state"))).unwrap();
+    let names: Vec<_> =
+        opened.sections.names().map(|(kind, instance)| format!("{kind} {instance}")).collect();
+    let expected = [
+        "acpi-pm 0",
+        "host-bridge 0",
+        "machine 0",
+        "pci-config-ports 0",
+        "reset-control 0",
+        "rtc 0",
+        "uart-16550 0",
+        "vcpu 0",
+        "vcpu 1",
+        "virtio-blk 2",
+        "virtio-rng 1",
+        "vm 0",
+    ];
+    assert_eq!(names, expected);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    for (kind, _) in opened.sections.names() {
+        let frozen = std::fs::read_dir(&golden).unwrap();
+        let name = |entry: std::fs::DirEntry| entry.file_name().to_string_lossy().into_owned();
+        let mut frozen = frozen.map(|entry| name(entry.unwrap()));
+        assert!(frozen.any(|name| name.starts_with(&format!("{kind}."))), "{kind} has no golden bytes");
+    }
+}
+
+/// What is done to one section of a state.
+#[derive(Debug, Clone)]
+enum Change {
+    /// These bytes.
+    Bytes(Vec<(prop::sample::Index, u8)>),
+    /// The contents of another section.
+    Swap(prop::sample::Index),
+}
+
+fn changed(state: &[u8], section: prop::sample::Index, change: Change) -> Vec<u8> {
+    let mut state = state.to_vec();
+    let starts = section_starts(&state);
+    let pick = |index: prop::sample::Index| starts[index.index(starts.len() - 1)].0;
+    let length =
+        |state: &[u8], at: usize| u32::from_le_bytes(state[at + 24..at + 28].try_into().unwrap()) as usize;
+    let at = pick(section);
+    let own = length(&state, at);
+    match change {
+        Change::Swap(other) => {
+            let from = pick(other);
+            let body = state[from + 32..from + 32 + length(&state, from)].to_vec();
+            state[at + 24..at + 28].copy_from_slice(&(body.len() as u32).to_le_bytes());
+            state.splice(at + 32..at + 32 + own, body);
+        }
+        Change::Bytes(changes) if own > 0 => {
+            changes.into_iter().for_each(|(index, value)| state[at + 32 + index.index(own)] = value);
+        }
+        Change::Bytes(_) => {}
+    }
+    seal(&mut state, at);
+    state
+}
+
+/// Sections whose checksums are right, but not their contents: the machine is refused, or runs into whatever that makes of it. The monitor
+/// never panics.
+#[test]
+fn a_state_with_wrong_sections_does_no_harm() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk_path = empty_disk(dir.path(), "disk");
+    let vm = run(&words(&disk_path, &[]));
+    goes_on(&vm, 2);
+    let saved = dir.path().join("saved");
+    suspend_into(&vm, &saved);
+    drop(vm);
+    let state = std::fs::read(saved.join("state")).unwrap();
+    let byte = (any::<prop::sample::Index>(), any::<u8>());
+    let change = prop_oneof![
+        3 => prop::collection::vec(byte, 1..6).prop_map(Change::Bytes),
+        1 => any::<prop::sample::Index>().prop_map(Change::Swap),
+    ];
+    let config = ProptestConfig { cases: 40, max_shrink_iters: 0, ..ProptestConfig::default() };
+    let mut runner = TestRunner::new(config);
+    let ran = runner.run(&(any::<prop::sample::Index>(), change), |(section, change)| {
+        let bad = tempfile::tempdir_in(dir.path()).unwrap();
+        std::fs::write(bad.path().join("state"), changed(&state, section, change)).unwrap();
+        std::fs::hard_link(saved.join("memory"), bad.path().join("memory")).unwrap();
+        let mut vm = run(&words(&disk_path, &["--restore", bad.path().to_str().unwrap()]));
+        let code = loop {
+            if let Some(status) = vm.child.try_wait().unwrap() {
+                break status.code();
+            }
+            // It runs, somehow.
+            if let Ok(mut control) = Client::connect(vm.dir.path().join("control.sock"))
+                && control.tell(&Request::Kill).is_ok()
+            {
+                break Some(vm.exit_code());
+            }
+        };
+        prop_assert!(code.is_some_and(|code| (0..=4).contains(&code)), "{:?}: {}", code, vm.logged());
+        Ok(())
+    });
+    ran.unwrap();
+}
+
+/// A command in a network namespace of its own, where taps can be made at will.
+fn apart() -> Option<Command> {
+    let mut command = Command::new("unshare");
+    command.arg("-n");
+    let works = nix::unistd::geteuid().is_root() && command.arg("true").status().is_ok_and(|s| s.success());
+    if !works || !Path::new("/dev/net/tun").exists() {
+        eprintln!("SKIPPED: no taps without root and /dev/net/tun");
+        return None;
+    }
+    let mut command = Command::new("unshare");
+    command.arg("-n").arg(env!("CARGO_BIN_EXE_keelson-vmm"));
+    Some(command)
+}
+
+#[test]
+fn a_machine_with_an_adapter_goes_on_with_another_tap() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk_path = empty_disk(dir.path(), "disk");
+    let start = |tap: &str, more: &[&str]| {
+        let mut command = apart()?;
+        command.args(["run", "--cmdline", CHECK, "--kernel"]).arg(payload());
+        command.args(words(&disk_path, &["--tap", &format!("{tap},mac=02:00:00:00:00:07")])).args(more);
+        Some(Vm::spawn(command))
+    };
+    let Some(mut vm) = start("one", &[]) else { return };
+    goes_on(&vm, 5);
+    let saved = dir.path().join("saved");
+    suspend_into(&vm, &saved);
+    assert_eq!(vm.exit_code(), SUSPENDED);
+    let restore = ["--restore", saved.to_str().unwrap()];
+    let (code, logged) = refused(&words(&disk_path, &restore));
+    assert!(code == BAD && logged.contains("virtio-net 18"), "{logged}");
+    let vm = start("two", &restore).unwrap();
+    goes_on(&vm, 70);
 }
 
 /// What a second process needs to bring a machine back from descriptors.

@@ -212,6 +212,15 @@ impl Board {
         self.shut()
     }
 
+    /// Stops the vCPUs, and leaves everything else to the end of the process: a worker may wait for memory that never comes.
+    pub(super) fn abandon(self) -> bool {
+        self.gate.shut();
+        self.kick();
+        let stopped = self.gate.wait_empty(STOP_WITHIN);
+        std::mem::forget(self);
+        stopped
+    }
+
     fn shut(&mut self) -> bool {
         self.gate.shut();
         self.kick();

@@ -251,15 +251,12 @@ impl Machine {
         };
         self.state = MachineState::Off;
         self.parts.console.detach();
-        let whole = self.filling.as_ref().is_none_or(Filling::is_whole);
-        match self.board.take() {
-            Some(board) if whole => {
-                if !board.end() {
-                    log::warn!("a vCPU did not stop in time; it ends with the process");
-                }
+        let lost = self.filling.as_ref().is_some_and(Filling::is_lost);
+        if let Some(board) = self.board.take() {
+            let stopped = if lost { board.abandon() } else { board.end() };
+            if !stopped {
+                log::warn!("a vCPU did not stop in time; it ends with the process");
             }
-            // A worker may wait for memory that is not there yet, or never will be; it ends with the process.
-            board => std::mem::forget(board),
         }
         self.tell_watchers(&Event::State(MachineState::Off));
         code

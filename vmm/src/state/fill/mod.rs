@@ -86,9 +86,9 @@ impl Filling {
         changed.notify_all();
     }
 
-    /// Whether everything is there.
-    pub fn is_whole(&self) -> bool {
-        *self.0.0.lock().unwrap_or_else(PoisonError::into_inner) == Progress::Whole
+    /// Whether something will never be there.
+    pub fn is_lost(&self) -> bool {
+        matches!(*self.0.0.lock().unwrap_or_else(PoisonError::into_inner), Progress::Lost(_))
     }
 
     /// Waits until everything is there; why it never will be.
@@ -216,5 +216,115 @@ impl Filler {
             Some((region, start)) => self.faults.put(region, at - start, pages),
             None => Err(io::ErrorKind::InvalidInput.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::state::memory;
+    use proptest::prelude::*;
+    use std::sync::mpsc::channel;
+    use vm_memory::{Bytes, GuestAddress};
+
+    const ID: [u8; 16] = [1; 16];
+
+    /// A machine's memory with these pages (numbers and bytes), saved: the memory file.
+    fn saved(mib: u64, pages: &[(u64, u8)]) -> File {
+        let (memory, file) = (Memory::new(mib, None).unwrap(), tempfile::tempfile().unwrap());
+        for (page, value) in pages {
+            memory.file.write_all_at(&[*value; PAGE as usize], page * PAGE).unwrap();
+        }
+        memory::write(&memory.file, memory.bytes, &file, &ID).unwrap();
+        file
+    }
+
+    fn device() -> Option<OwnedFd> {
+        let opened = File::options().read(true).write(true).open("/dev/userfaultfd");
+        if let Err(e) = &opened {
+            eprintln!("SKIPPED in part: /dev/userfaultfd: {e}");
+        }
+        opened.ok().map(OwnedFd::from)
+    }
+
+    fn never() -> TellLost {
+        Box::new(|why| panic!("{why}"))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(12))]
+        /// Readers and writers of any page, while pages come.
+        #[test]
+        fn whoever_touches_a_page_finds_what_was_saved(
+            pages in prop::collection::btree_map(0u64..4096, 1u8.., 0..60), first in 0u64..4096, by_need: bool,
+        ) {
+            let pages: Vec<_> = pages.into_iter().collect();
+            let memory = Memory::new(16, None).unwrap();
+            let file = MemoryFile::open(saved(16, &pages), &ID, memory.bytes).unwrap();
+            let device = if by_need { device() } else { None };
+            let filling = Filling::start(&memory, file, device, never()).unwrap();
+            std::thread::scope(|scope| {
+                for reader in 0..3 {
+                    let (ram, pages) = (&memory.ram, &pages);
+                    scope.spawn(move || {
+                        for n in 0..4096 {
+                            let page = (first + n * (reader * 2 + 1)) % 4096;
+                            let mut bytes = [0; 8];
+                            ram.read_slice(&mut bytes, GuestAddress(page * PAGE + 16)).unwrap();
+                            let expected = pages.iter().find(|(number, _)| *number == page).map_or(0, |p| p.1);
+                            assert_eq!(bytes, [expected; 8], "page {page}");
+                            // What is written while memory comes stays.
+                            ram.write_obj(page, GuestAddress(page * PAGE + 8 * (100 + reader))).unwrap();
+                        }
+                    });
+                }
+            });
+            filling.wait().unwrap();
+            for page in 0..4096u64 {
+                for reader in 0..3 {
+                    let at = GuestAddress(page * PAGE + 8 * (100 + reader));
+                    prop_assert_eq!(memory.ram.read_obj::<u64>(at).unwrap(), page);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn holes_stay_holes_on_both_sides_of_the_pci_hole() {
+        for device in [device(), None] {
+            let high = 3 << 18;
+            let memory = Memory::new(5 << 10, None).unwrap();
+            let file = MemoryFile::open(saved(5 << 10, &[(3, 3), (high + 7, 7)]), &ID, memory.bytes).unwrap();
+            let filling = Filling::start(&memory, file, device, never()).unwrap();
+            let byte = |at| memory.ram.read_obj::<u8>(GuestAddress(at)).unwrap();
+            assert_eq!((byte(3 * PAGE), byte((4 << 30) + 7 * PAGE)), (3, 7));
+            filling.wait().unwrap();
+            assert!(memory.touched() < 64 * PAGE, "{} bytes are allocated", memory.touched());
+        }
+    }
+
+    #[test]
+    fn memory_that_cannot_be_read_is_told_and_never_taken_for_zeroes() {
+        let memory = Memory::new(16, None).unwrap();
+        let file = saved(16, &[(5, 5), (4000, 4)]);
+        let opened = MemoryFile::open(file.try_clone().unwrap(), &ID, memory.bytes).unwrap();
+        // Changed after it was looked at: what was its third block ends within a page.
+        file.set_len(5 * PAGE + 100).unwrap();
+        let Some(device) = device() else { return };
+        let (sender, told) = channel();
+        let tell = Box::new(move |why| sender.send(why).unwrap());
+        let filling = Filling::start(&memory, opened, Some(device), tell).unwrap();
+        let why = told.recv().unwrap();
+        assert!(why.contains("cannot be read"), "{why}");
+        assert!(filling.is_lost());
+        assert_eq!(filling.wait(), Err(why));
+    }
+
+    #[test]
+    fn memory_that_holds_something_is_not_filled() {
+        let memory = Memory::new(16, None).unwrap();
+        memory.ram.write_obj(1u8, GuestAddress(0)).unwrap();
+        let file = MemoryFile::open(saved(16, &[]), &ID, memory.bytes).unwrap();
+        assert!(Filling::start(&memory, file, None, never()).is_err());
     }
 }
