@@ -156,22 +156,22 @@ macro_rules! versioned {
         }
 
         impl $crate::devices::saved::Versioned for $current {
-            const VERSION: u16 = $version;
+            const VERSION: u16 = if cfg!(feature = "as-previous") { 0 } else { $version };
             const PREVIOUS: u16 = if cfg!(any(test, feature = "previous-state")) { 0 } else { $version };
             fn encode(&self, version: u16) -> Result<Vec<u8>, $crate::devices::saved::BadState> {
                 match version {
-                    $version => $crate::devices::saved::to_body(self),
+                    $version if Self::VERSION == $version => $crate::devices::saved::to_body(self),
                     #[cfg(any(test, feature = "previous-state"))]
                     0 => $crate::devices::saved::to_body(&$older::try_from(self)?),
-                    other => Err($crate::devices::saved::BadState::unknown_version(other, $version)),
+                    other => Err($crate::devices::saved::BadState::unknown_version(other, Self::VERSION)),
                 }
             }
             fn decode(version: u16, body: &[u8]) -> Result<Self, $crate::devices::saved::BadState> {
                 match version {
-                    $version => $crate::devices::saved::from_body(body),
+                    $version if Self::VERSION == $version => $crate::devices::saved::from_body(body),
                     #[cfg(any(test, feature = "previous-state"))]
                     0 => $crate::devices::saved::from_body::<$older>(body).map(Self::from),
-                    other => Err($crate::devices::saved::BadState::unknown_version(other, $version)),
+                    other => Err($crate::devices::saved::BadState::unknown_version(other, Self::VERSION)),
                 }
             }
         }

@@ -101,7 +101,7 @@ pub struct ConfigPortsV1 {
     address: u32,
 }
 
-versioned!(ConfigPortsV1 = 1, for tests ConfigPortsV0 = 0 { } without { address = 0 });
+versioned!(ConfigPortsV1 = 1, for tests ConfigPortsV0 = 0 { address: u32 } without {});
 
 impl Saved for ConfigPorts {
     const KIND: &'static str = "pci-config-ports";

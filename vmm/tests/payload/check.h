@@ -38,6 +38,7 @@ static void check(u64 mib, u64 blocks) {
         u64 now = rdtsc();
         if (now < before) { line("wrong clock", before - now); off(); }
         before = now;
+        line("tsc", now);
         line("day", time_of_day());
         line("round", round);
     }

@@ -116,6 +116,15 @@ impl Heard {
         String::from_utf8_lossy(&self.text.lock().unwrap().0).into_owned()
     }
 
+    /// All of it, to its end.
+    fn all(&self) -> String {
+        let mut text = self.text.lock().unwrap();
+        while !text.1 {
+            text = self.more.wait(text).unwrap();
+        }
+        String::from_utf8_lossy(&text.0).into_owned()
+    }
+
     /// Waits until `found` finds something in the text.
     fn wait<T>(&self, what: &str, found: impl Fn(&str) -> Option<T>) -> T {
         let end = Instant::now() + PATIENCE;
@@ -172,11 +181,12 @@ impl Vm {
 
     /// All that the guest has printed, once the monitor has ended.
     pub fn all_printed(&self) -> String {
-        let mut text = self.heard.text.lock().unwrap();
-        while !text.1 {
-            text = self.heard.more.wait(text).unwrap();
-        }
-        String::from_utf8_lossy(&text.0).into_owned()
+        self.heard.all()
+    }
+
+    /// All that the monitor has logged, once it has ended.
+    pub fn all_logged(&self) -> String {
+        self.log.all()
     }
 
     /// What the monitor has logged so far.
