@@ -2,15 +2,14 @@
 //! around the same memory: so every register begins as at power-on, and no device needs code to reset itself.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use keelson_vmm_control::StateSet;
 use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::board_saved::{made, restored_vcpus};
 use super::gate::Gate;
 use super::slots::{self, Wires};
 use super::vcpu::{self, Surroundings};
@@ -21,35 +20,33 @@ use crate::devices::acpi_pm::{AcpiPm, PM_PORTS, PM1_EVENT, SCI};
 use crate::devices::bus::{Bus, SharedDevice};
 use crate::devices::reset::{KEYBOARD_COMMAND, KeyboardReset, PCI_CONFIG, PCI_CONFIG_PORTS, PciConfigPorts};
 use crate::devices::rtc::{INDEX_PORT, Rtc, host_clock};
-use crate::devices::saved::{Piece, SavePiece, Saved, Versioned};
+use crate::devices::saved::SavePiece;
 use crate::devices::serial::{COM1, COM1_IRQ, COM1_PORTS, SerialPort, SharedSerial};
 use crate::devices::{Ask, LevelLine, Outcome};
-use crate::kvm::vcpu_saved::{self, RestoreError, VcpuAbilities, VcpuV1};
-use crate::kvm::vm_saved::{self, VmV1};
+use crate::kvm::vcpu_saved::VcpuAbilities;
 use crate::kvm::{Entry, KvmError, KvmMsi, doing, set_up};
 use crate::memory::{ECAM_BASE, ECAM_SIZE, GuestRam, MMIO32_BASE, MMIO32_END};
 use crate::pci::PciBus;
 use crate::pci::access::{ConfigPorts, Ecam};
 use crate::pci::host_bridge::HostBridge;
-use crate::state::StateError;
 use crate::state::sections::Sections;
 
 /// How long vCPUs may take to come out of the guest.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// A running or paused board.
 pub(super) struct Board {
-    gate: Arc<Gate>,
-    threads: Vec<JoinHandle<()>>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) threads: Vec<JoinHandle<()>>,
     power: Arc<Mutex<AcpiPm>>,
     pci: Arc<Mutex<PciBus>>,
     serial: SharedSerial,
     console: Arc<Console>,
     /// What is saved besides vCPUs, KVM's own state and PCI functions.
-    devices: Vec<Arc<Mutex<dyn SavePiece + Send>>>,
-    abilities: VcpuAbilities,
+    pub(super) devices: Vec<Arc<Mutex<dyn SavePiece + Send>>>,
+    pub(super) abilities: VcpuAbilities,
     /// Held for as long as KVM may write to it: see `sys::set_memory_slot`. The fields after it are dropped later still.
-    vm: Arc<VmFd>,
+    pub(super) vm: Arc<VmFd>,
     ram: GuestRam,
     /// When it was built.
     pub(super) born: Instant,
@@ -162,44 +159,12 @@ impl Board {
         stopped
     }
 
-    /// The state of everything, as sections; what disks have had answered is durable then. The board is paused.
-    pub(super) fn save(&self, sections: &mut Sections, set: StateSet) -> Result<(), SaveError> {
-        let pci = self.pci();
-        pci.flush().map_err(|(slot, source)| SaveError::Flush { slot, source })?;
-        for (id, vcpu) in self.save_vcpus()? {
-            put(sections, vcpu_saved::KIND, id, &vcpu, set)?;
-        }
-        put(sections, vm_saved::KIND, 0, &vm_saved::save(&self.vm)?, set)?;
-        pci.save(sections, set)?;
-        for device in &self.devices {
-            let device = device.lock().unwrap_or_else(PoisonError::into_inner);
-            sections.save(&*device, 0, set)?;
-        }
-        Ok(())
-    }
-
-    fn save_vcpus(&self) -> Result<Vec<(u32, VcpuV1)>, SaveError> {
-        let (sender, states) = channel();
-        let abilities = self.abilities.clone();
-        self.gate.send(Arc::new(move |id, vcpu| {
-            // Nobody waits any more only when another vCPU was too slow.
-            let _ = sender.send((id, vcpu_saved::save(vcpu, &abilities)));
-        }));
-        let collected = self.threads.iter().map(|_| match states.recv_timeout(STOP_WITHIN) {
-            Ok((id, state)) => Ok((id, state?)),
-            Err(_) => Err(SaveError::Slow),
-        });
-        let collected = collected.collect();
-        self.gate.recall();
-        collected
-    }
-
     /// Presses the power button.
     pub(super) fn press_power_button(&self) {
         self.power.lock().unwrap_or_else(PoisonError::into_inner).press();
     }
 
-    fn pci(&self) -> MutexGuard<'_, PciBus> {
+    pub(super) fn pci(&self) -> MutexGuard<'_, PciBus> {
         self.pci.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -245,55 +210,6 @@ impl Drop for Board {
     }
 }
 
-/// Why a board's state cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum SaveError {
-    /// A disk.
-    #[error("the disk in PCI slot {slot} cannot be flushed")]
-    Flush {
-        /// The slot.
-        slot: u8,
-        /// The cause.
-        #[source]
-        source: std::io::Error,
-    },
-    /// KVM.
-    #[error(transparent)]
-    Kvm(#[from] KvmError),
-    /// A section.
-    #[error(transparent)]
-    State(#[from] StateError),
-    /// A vCPU's thread does not answer.
-    #[error("a vCPU does not tell its state")]
-    Slow,
-}
-
-/// Adds a section that no device saves.
-pub(super) fn put<S: Versioned>(
-    sections: &mut Sections,
-    kind: &'static str,
-    instance: u32,
-    state: &S,
-    set: StateSet,
-) -> Result<(), StateError> {
-    let version = S::version_in(set);
-    let body = state.encode(version).map_err(|e| StateError::bad(kind, instance, e))?;
-    sections.put(Piece { kind, version, body }, instance)
-}
-
-/// A device of which there is one: fresh, or as it was saved.
-fn made<T: Saved>(
-    saved: &mut Option<Sections>,
-    host: T::Host,
-    fresh: impl FnOnce(T::Host) -> T,
-) -> Result<Arc<Mutex<T>>, StateError> {
-    let device = match saved {
-        None => fresh(host),
-        Some(saved) => saved.restore(0, host)?,
-    };
-    Ok(Arc::new(Mutex::new(device)))
-}
-
 fn fresh_vcpus(parts: &Parts, vm: &VmFd, entry: Entry) -> Result<Vec<VcpuFd>, KvmError> {
     let one = |id: u32| {
         let vcpu = vm.create_vcpu(id.into()).map_err(doing("create a vCPU"))?;
@@ -301,26 +217,6 @@ fn fresh_vcpus(parts: &Parts, vm: &VmFd, entry: Entry) -> Result<Vec<VcpuFd>, Kv
         Ok(vcpu)
     };
     (0..parts.config.vcpus).map(one).collect()
-}
-
-/// The vCPUs and what KVM keeps for all of them. Devices come after them, since those may raise interrupts at once.
-fn restored_vcpus(parts: &Parts, vm: &VmFd, saved: &mut Sections) -> Result<Vec<VcpuFd>, BuildError> {
-    let abilities = parts.host.abilities();
-    let bad = |kind, id, e| match e {
-        RestoreError::Kvm(e) => BuildError::Kvm(e),
-        RestoreError::State(e) => StateError::bad(kind, id, e).into(),
-    };
-    let mut vcpus = Vec::new();
-    for id in 0..parts.config.vcpus {
-        let state: VcpuV1 = saved.take(vcpu_saved::KIND, id)?;
-        let vcpu = vm.create_vcpu(id.into()).map_err(doing("create a vCPU"))?;
-        vcpu_saved::restore(&vcpu, &state, abilities).map_err(|e| bad(vcpu_saved::KIND, id, e))?;
-        vcpus.push((vcpu, state));
-    }
-    let state: VmV1 = saved.take(vm_saved::KIND, 0)?;
-    vm_saved::restore(vm, &state).map_err(|e| bad(vm_saved::KIND, 0, e))?;
-    vcpu_saved::restore_time(&vcpus).map_err(|e| bad(vcpu_saved::KIND, 0, e))?;
-    Ok(vcpus.into_iter().map(|(vcpu, _)| vcpu).collect())
 }
 
 /// Creates the virtual machine and loads what it boots, at the same time: the kernel waits several milliseconds for its other
