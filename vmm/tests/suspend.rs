@@ -512,6 +512,33 @@ fn a_suspended_machine_may_go_on_in_its_own_process_and_its_state_is_void_then()
 }
 
 #[test]
+fn whoever_saved_a_machine_cannot_go_on_once_another_process_has() {
+    if !kvm() {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let disk_path = empty_disk(dir.path(), "disk");
+    let first = run(&words(&disk_path, &[]));
+    goes_on(&first, 5);
+    let mut control = first.control();
+    let pair = || (read_write(&dir.path().join("state")), read_write(&dir.path().join("memory")));
+    let (state, memory) = pair();
+    control.suspend(state.as_fd(), memory.as_fd(), StateSet::Current).unwrap();
+    drop((state, memory));
+    let second = run(&words(&disk_path, &["--restore", dir.path().to_str().unwrap()]));
+    goes_on(&second, 5);
+    let (state, memory) = (tempfile::tempfile().unwrap(), tempfile::tempfile().unwrap());
+    for _ in 0..2 {
+        let refused = control.tell(&Request::Resume).unwrap_err();
+        assert!(refused.to_string().contains("used before"), "{refused}");
+        let refused = control.suspend(state.as_fd(), memory.as_fd(), StateSet::Current).unwrap_err();
+        assert!(refused.to_string().contains("used before"), "{refused}");
+    }
+    assert_eq!(control.status().unwrap().state, MachineState::Paused);
+    goes_on(&second, 70);
+}
+
+#[test]
 fn suspending_that_fails_leaves_the_machine_running() {
     if !kvm() {
         return;

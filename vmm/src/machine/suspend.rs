@@ -52,6 +52,10 @@ impl Machine {
 
     /// Pauses the machine and saves its state. When that fails, it is as it was.
     pub(super) fn suspend(&mut self, set: StateSet, state: File, memory: File) -> Result<(), Refusal> {
+        if let Some(filling) = &self.filling {
+            // While the guest may still run.
+            filling.wait().map_err(Refusal::Failed)?;
+        }
         let ran = self.state == MachineState::Running;
         if ran {
             self.pause()?;
@@ -75,12 +79,9 @@ impl Machine {
 
     /// Writes memory and state of the paused machine; returns the state file and how many bytes of memory were written.
     fn save(&mut self, set: StateSet, state: File, memory: &File) -> Result<(StateFile, u64), String> {
+        // Of two states of one machine only one may be used. One that another process has used already is kept: it bars the way here.
+        self.use_state_up().map_err(|e| chain(&e))?;
         let board = self.board.as_ref().ok_or("it has no board")?;
-        if let Some(filling) = &self.filling {
-            filling.wait()?;
-        }
-        // Of two states of one machine only one may be used.
-        self.state_file.take().map_or(Ok(()), |old| old.mark_used()).map_err(|e| chain(&e))?;
         let mut id = PairId::default();
         getrandom::fill(&mut id).map_err(|e| format!("the host has no random bytes: {e}"))?;
         let mut sections = Sections::new();
