@@ -2,18 +2,22 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use keelson_init_control::fds::{FdsError, Given};
-use keelson_vmm_control::{Boot, Disk, MachineConfig, Nic, fd_names};
+use keelson_vmm_control::{Boot, Client, Disk, MachineConfig, Nic, Request, StateSet, fd_names};
 use uuid::Uuid;
 
 use crate::kvm::KvmError;
 use crate::launch::{Setup, Stdio};
+use crate::machine::Restore;
+use crate::state::StateError;
+use crate::state::file::StateFile;
+use crate::state::identity::IdentityV1;
 
 /// Keelson's virtual machine monitor: one process, one machine, on KVM.
 #[derive(Debug, Parser)]
@@ -27,8 +31,23 @@ pub struct Cli {
 enum Command {
     /// Run a machine with its serial console on standard input and output. On a terminal, Ctrl-] ends it.
     Run(Box<Run>),
+    /// Suspend a running machine into a directory, and end it. `run --restore DIR` brings it back.
+    Suspend(Suspend),
     /// Run the machine whose descriptors init handed in (KEELSON_FDS).
     Unit,
+}
+
+#[derive(Debug, Args)]
+struct Suspend {
+    /// The machine's control socket.
+    #[arg(long, value_name = "SOCKET")]
+    control: PathBuf,
+    /// Write the state for a monitor of the release before this one.
+    #[arg(long)]
+    previous: bool,
+    /// Where the files `state` and `memory` are made; they must not exist.
+    #[arg(value_name = "DIR")]
+    dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -63,6 +82,10 @@ struct Run {
     /// Keep the serial port's output in this file (at most 1 MiB, the newest).
     #[arg(long, value_name = "FILE")]
     console_log: Option<PathBuf>,
+    /// Bring the machine back that was suspended into this directory. The other words must be those that it was started with; disks and
+    /// taps may be elsewhere.
+    #[arg(long, value_name = "DIR")]
+    restore: Option<PathBuf>,
     /// The machine's name.
     #[arg(long, default_value = "vm", value_name = "NAME")]
     name: String,
@@ -149,6 +172,12 @@ pub enum CliError {
     /// KVM.
     #[error(transparent)]
     Kvm(#[from] KvmError),
+    /// A saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
+    /// A running machine's monitor.
+    #[error(transparent)]
+    Monitor(#[from] keelson_vmm_control::Error),
     /// What init handed in.
     #[error(transparent)]
     Given(#[from] FdsError),
@@ -158,20 +187,66 @@ pub enum CliError {
 }
 
 impl Cli {
-    /// Opens everything.
-    pub fn setup(self) -> Result<Setup, CliError> {
+    /// Opens everything; `None` when all is done already.
+    pub fn setup(self) -> Result<Option<Setup>, CliError> {
         match self.command {
-            Command::Run(run) => run.setup(),
-            Command::Unit => unit(keelson_init_control::fds::take()?),
+            Command::Run(run) => run.setup().map(Some),
+            Command::Suspend(suspend) => suspend.carry_out().map(|()| None),
+            Command::Unit => unit(keelson_init_control::fds::take()?).map(Some),
         }
     }
 }
 
+/// The files of a suspended machine in its directory.
+const STATE_FILE: &str = "state";
+const MEMORY_FILE: &str = "memory";
+
+impl Suspend {
+    fn carry_out(self) -> Result<(), CliError> {
+        let mut client = Client::connect(&self.control)?;
+        let set = if self.previous { StateSet::Previous } else { StateSet::Current };
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create_new(true).mode(0o600);
+        let (state, memory) = (self.dir.join(STATE_FILE), self.dir.join(MEMORY_FILE));
+        let files = open("the state file", &state, &options)
+            .and_then(|file| Ok((file, open("the memory file", &memory, &options)?)));
+        let done =
+            files.and_then(|(state, memory)| Ok(client.suspend(state.as_fd(), memory.as_fd(), set)?));
+        if let Err(e) = done {
+            // What is half written is of no use. A file that was there before is not ours.
+            if !matches!(&e, CliError::Open { .. }) {
+                let _ = std::fs::remove_file(&state).and_then(|()| std::fs::remove_file(&memory));
+            }
+            return Err(e);
+        }
+        // Names must last as long as what they name.
+        let synced = File::open(&self.dir).and_then(|dir| dir.sync_all());
+        synced.map_err(|source| CliError::Open { what: "the directory", path: self.dir, source })?;
+        Ok(client.tell(&Request::Kill)?)
+    }
+}
+
+/// The state in a directory, and `/dev/userfaultfd` when this user may open it.
+fn restore(dir: &Path) -> Result<Restore, CliError> {
+    let mut both = OpenOptions::new();
+    both.read(true).write(true);
+    let state = open("the state file", &dir.join(STATE_FILE), &both)?;
+    let memory = open("the memory file", &dir.join(MEMORY_FILE), OpenOptions::new().read(true))?;
+    let userfaultfd = both.open("/dev/userfaultfd").map(OwnedFd::from);
+    if let Err(e) = &userfaultfd {
+        log::info!("/dev/userfaultfd cannot be opened, so all memory is read before the machine runs: {e}");
+    }
+    Ok(Restore { state: StateFile::open(state)?, memory, userfaultfd: userfaultfd.ok() })
+}
+
 impl Run {
     fn setup(self) -> Result<Setup, CliError> {
+        let restore = self.restore.as_deref().map(restore).transpose()?;
+        // A machine that is brought back is the one that it was.
+        let uuid = restore.as_ref().map(|r| IdentityV1::peek(&r.state.sections)).transpose()?;
         let config = MachineConfig {
             name: self.name,
-            uuid: Uuid::new_v4(),
+            uuid: uuid.map_or_else(Uuid::new_v4, |identity| identity.uuid()),
             vcpus: self.cpus,
             memory_mib: self.memory,
             boot: Boot { cmdline: self.cmdline },
@@ -200,6 +275,7 @@ impl Run {
             config,
             kvm: crate::kvm::open()?,
             memory: None,
+            restore,
             kernel: open("the kernel file", &self.kernel, OpenOptions::new().read(true))?,
             initramfs: self
                 .initrd
@@ -258,6 +334,14 @@ fn unit(mut given: Given) -> Result<Setup, CliError> {
         config,
         kvm: given.remove(fd_names::KVM)?,
         memory: given.remove_optional(fd_names::MEMORY).map(File::from),
+        restore: match given.remove_optional(fd_names::SAVED_STATE) {
+            None => None,
+            Some(state) => Some(Restore {
+                state: StateFile::open(state.into())?,
+                memory: given.remove(fd_names::SAVED_MEMORY)?.into(),
+                userfaultfd: given.remove_optional(fd_names::USERFAULTFD),
+            }),
+        },
         kernel: given.remove(fd_names::KERNEL)?.into(),
         initramfs: given.remove_optional(fd_names::INITRAMFS).map(File::from),
         disks,

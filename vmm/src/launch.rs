@@ -15,7 +15,7 @@ use nix::time::{ClockId, clock_gettime};
 use crate::boot::Payload;
 use crate::console::{Carrier, Console, Ends, Heard, LogFile};
 use crate::kvm::{Host, KvmError};
-use crate::machine::{BuildError, Machine, Order, Parts};
+use crate::machine::{BuildError, Machine, Order, Parts, Restore};
 use crate::memory::{Memory, MemoryError};
 use crate::terminal::RawTerminal;
 
@@ -28,6 +28,8 @@ pub struct Setup {
     pub kvm: OwnedFd,
     /// Guest memory; without it the monitor makes its own.
     pub memory: Option<File>,
+    /// The state of a suspended machine, to be brought back rather than booted.
+    pub restore: Option<Restore>,
     /// The kernel.
     pub kernel: File,
     /// The initramfs.
@@ -113,7 +115,7 @@ pub fn run(setup: Setup, executed: Instant) -> Result<ExitCode, LaunchError> {
         console: Arc::clone(&console),
         executed,
     };
-    let machine = Machine::build(parts)?;
+    let machine = Machine::build(parts, setup.restore)?;
 
     let orders = machine.orders();
     if let Some(socket) = setup.control {

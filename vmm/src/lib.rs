@@ -15,6 +15,7 @@ pub mod launch;
 pub mod machine;
 pub mod memory;
 pub mod pci;
+pub mod state;
 #[allow(unsafe_code)]
 mod sys;
 pub mod terminal;

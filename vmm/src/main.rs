@@ -11,7 +11,8 @@ fn main() -> std::process::ExitCode {
     let cli = Cli::parse();
     logging::init(log::LevelFilter::Info);
     let ended = match cli.setup() {
-        Ok(setup) => launch::run(setup, executed).map_err(|e| logging::chain(&e)),
+        Ok(Some(setup)) => launch::run(setup, executed).map_err(|e| logging::chain(&e)),
+        Ok(None) => return std::process::ExitCode::SUCCESS,
         Err(e) => Err(logging::chain(&e)),
     };
     let code = ended.unwrap_or_else(|why| {

@@ -2,13 +2,16 @@
 
 use std::cell::Cell;
 use std::io;
-use std::os::fd::{FromRawFd, IntoRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::os::unix::thread::JoinHandleExt;
 use std::ptr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_EXIT_IO_OUT, kvm_userspace_memory_region};
+use kvm_bindings::{
+    KVM_EXIT_IO_OUT, KVM_VCPU_TSC_CTRL, KVM_VCPU_TSC_OFFSET, kvm_device_attr, kvm_sregs2,
+    kvm_userspace_memory_region, kvm_xsave,
+};
 use kvm_ioctls::{Kvm, VcpuFd, VmFd};
 use vm_memory::{GuestMemoryRegion, GuestRegionMmap};
 
@@ -125,6 +128,72 @@ impl Drop for Kickable {
 pub(crate) fn kick<T>(thread: &JoinHandle<T>) {
     // SAFETY: a thread's id stays valid until it is joined or detached, and `thread` is neither while it is borrowed here.
     unsafe { libc::pthread_kill(thread.as_pthread_t(), kick_signal()) };
+}
+
+mod request {
+    //! KVM's requests that `kvm-ioctls` lacks.
+    use kvm_bindings::{KVMIO, kvm_sregs2};
+    nix::ioctl_read!(get_sregs2, KVMIO, 0xcc, kvm_sregs2);
+    nix::ioctl_write_ptr!(set_sregs2, KVMIO, 0xcd, kvm_sregs2);
+    nix::ioctl_write_ptr!(set_device_attr, KVMIO, 0xe1, kvm_bindings::kvm_device_attr);
+    nix::ioctl_write_ptr!(get_device_attr, KVMIO, 0xe2, kvm_bindings::kvm_device_attr);
+}
+
+/// In `kvm_sregs2.flags`: the page-directory pointers count.
+const PDPTRS_VALID: u64 = 1;
+
+fn errno(error: nix::errno::Errno) -> kvm_ioctls::Error {
+    kvm_ioctls::Error::new(error as i32)
+}
+
+fn sregs2(vcpu: &VcpuFd) -> Result<kvm_sregs2, kvm_ioctls::Error> {
+    let mut sregs = kvm_sregs2::default();
+    // SAFETY: the descriptor is a vCPU's; the kernel writes one `kvm_sregs2`, which lives through the call.
+    unsafe { request::get_sregs2(vcpu.as_raw_fd(), &mut sregs) }.map_err(errno)?;
+    Ok(sregs)
+}
+
+/// The page-directory pointers of a vCPU with PAE paging; `None` while they mean nothing.
+pub(crate) fn pdptrs(vcpu: &VcpuFd) -> Result<Option<[u64; 4]>, kvm_ioctls::Error> {
+    let sregs = sregs2(vcpu)?;
+    Ok((sregs.flags & PDPTRS_VALID != 0).then_some(sregs.pdptrs))
+}
+
+/// Sets the page-directory pointers; all other system registers stay.
+pub(crate) fn set_pdptrs(vcpu: &VcpuFd, pdptrs: [u64; 4]) -> Result<(), kvm_ioctls::Error> {
+    let sregs = kvm_sregs2 { flags: PDPTRS_VALID, pdptrs, ..sregs2(vcpu)? };
+    // SAFETY: the descriptor is a vCPU's; the kernel reads one `kvm_sregs2`, which lives through the call.
+    unsafe { request::set_sregs2(vcpu.as_raw_fd(), &sregs) }.map_err(errno)?;
+    Ok(())
+}
+
+/// Sets x87, SSE and AVX state.
+pub(crate) fn set_xsave(vcpu: &VcpuFd, xsave: &kvm_xsave) -> Result<(), kvm_ioctls::Error> {
+    // SAFETY: KVM reads more than the 4096 bytes of `kvm_xsave` only when the process asked for larger features
+    // (ARCH_REQ_XCOMP_GUEST_PERM), which this one never does.
+    unsafe { vcpu.set_xsave(xsave) }
+}
+
+fn offset_attribute(value: *mut u64) -> kvm_device_attr {
+    let (group, attr) = (KVM_VCPU_TSC_CTRL, u64::from(KVM_VCPU_TSC_OFFSET));
+    kvm_device_attr { group, attr, addr: value as u64, flags: 0 }
+}
+
+/// What KVM adds to the host's time-stamp counter for this vCPU; `None` where it does not tell.
+pub(crate) fn tsc_offset(vcpu: &VcpuFd) -> Option<u64> {
+    let mut offset = 0u64;
+    let attribute = offset_attribute(&raw mut offset);
+    // SAFETY: for this attribute the kernel writes one u64 to `addr`, which lives through the call.
+    unsafe { request::get_device_attr(vcpu.as_raw_fd(), &attribute) }.ok()?;
+    Some(offset)
+}
+
+/// Sets what KVM adds to the host's time-stamp counter for this vCPU.
+pub(crate) fn set_tsc_offset(vcpu: &VcpuFd, mut offset: u64) -> Result<(), kvm_ioctls::Error> {
+    let attribute = offset_attribute(&raw mut offset);
+    // SAFETY: for this attribute the kernel reads one u64 from `addr`, which lives through the call.
+    unsafe { request::set_device_attr(vcpu.as_raw_fd(), &attribute) }.map_err(errno)?;
+    Ok(())
 }
 
 /// Keeps the allocator to one arena: a monitor allocates little, and each further arena costs resident memory per thread.

@@ -8,7 +8,7 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use keelson_vmm_control::{Event, ExitCode, MachineState, Request};
-use support::{Vm, kvm, last_number, monitor};
+use support::{Vm, file_with, kvm, last_number, monitor, unit};
 
 const OFF: i32 = ExitCode::GuestOff as i32;
 const FAULT: i32 = ExitCode::Fault as i32;
@@ -315,19 +315,6 @@ fn a_user_without_the_right_to_kvm_is_told_so() {
     assert!(logged.contains("may not be opened by uid 65534"), "{logged}");
 }
 
-/// Hands descriptors to a `keelson-vmm unit` as init does: open across exec, named in the environment.
-fn unit(fds: &[(&str, std::os::fd::OwnedFd)]) -> std::process::Command {
-    use std::os::fd::AsRawFd;
-    let mut names = vec![];
-    for (name, fd) in fds {
-        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
-        names.push(format!("{name}:{}", fd.as_raw_fd()));
-    }
-    let mut command = monitor();
-    command.arg("unit").env("KEELSON_FDS", names.join(",")).stdin(std::process::Stdio::null());
-    command
-}
-
 fn unit_config(cmdline: &str) -> keelson_vmm_control::MachineConfig {
     keelson_vmm_control::MachineConfig {
         name: "unit".into(),
@@ -338,12 +325,6 @@ fn unit_config(cmdline: &str) -> keelson_vmm_control::MachineConfig {
         disks: vec![],
         nics: vec![],
     }
-}
-
-fn file_with(bytes: &[u8]) -> std::os::fd::OwnedFd {
-    let mut file = tempfile::tempfile().unwrap();
-    std::io::Write::write_all(&mut file, bytes).unwrap();
-    file.into()
 }
 
 #[test]
@@ -357,7 +338,7 @@ fn a_unit_runs_on_the_descriptors_that_it_is_given_and_opens_nothing() {
     let memory = tempfile::tempfile().unwrap();
     memory.set_len(64 << 20).unwrap();
     let config = serde_json::to_vec(&unit_config("echo")).unwrap();
-    let fds = [
+    let fds = vec![
         ("kvm", kvm_fd.into()),
         ("config", file_with(&config)),
         ("memory", memory.try_clone().unwrap().into()),
@@ -365,7 +346,7 @@ fn a_unit_runs_on_the_descriptors_that_it_is_given_and_opens_nothing() {
         ("control", std::os::unix::net::UnixListener::bind(&control).unwrap().into()),
         ("console", std::os::unix::net::UnixListener::bind(&console).unwrap().into()),
     ];
-    let mut child = unit(&fds).spawn().unwrap();
+    let mut child = unit(monitor(), &fds).spawn().unwrap();
     let mut client = UnixStream::connect(&console).unwrap();
     std::io::Write::write_all(&mut client, b"hello ").unwrap();
     let mut text = vec![];
@@ -399,7 +380,7 @@ fn a_unit_says_what_is_wrong_with_what_it_is_given() {
         if with_kernel {
             fds.push(("kernel", std::fs::File::open(support::payload()).unwrap().into()));
         }
-        let out = unit(&fds).output().unwrap();
+        let out = unit(monitor(), &fds).output().unwrap();
         (out.status.code(), String::from_utf8_lossy(&out.stderr).into_owned())
     };
     for (config, with_kernel, said) in [

@@ -31,6 +31,13 @@ pub mod fd_names {
     pub const CONTROL: &str = "control";
     /// A listening Unix socket for the serial console. Optional.
     pub const CONSOLE: &str = "console";
+    /// The state file of a suspended machine, opened read-write; it comes with [`SAVED_MEMORY`]. The machine is then brought back rather
+    /// than booted. Optional.
+    pub const SAVED_STATE: &str = "saved-state";
+    /// The memory file of a suspended machine.
+    pub const SAVED_MEMORY: &str = "saved-memory";
+    /// `/dev/userfaultfd`, opened read-write: memory then comes as it is needed, and else before the machine runs. Optional.
+    pub const USERFAULTFD: &str = "userfaultfd";
     /// A regular file, opened read-write, that the monitor keeps the serial port's output in (bounded). Optional.
     pub const CONSOLE_LOG: &str = "console-log";
 }

@@ -35,10 +35,29 @@ pub enum Request {
     /// Reset the machine as its reset button would: vCPUs, devices and firmware tables start anew, memory is kept as it is
     /// but for what the boot loader writes.
     Reset,
+    /// Pause the machine and write its whole state to two files that come with the request, in this order: the state file and the
+    /// memory file, both regular, empty and open for reading and writing. Answered when both are durable. The machine stays paused:
+    /// [`Request::Kill`] ends it, [`Request::Resume`] makes it go on, which marks the state file as used up. When it fails, the machine
+    /// is as it was.
+    Suspend {
+        /// In which versions the state is written.
+        set: StateSet,
+    },
     /// End the machine at once, as pulling its plug would. The monitor answers, then exits with [`ExitCode::Killed`].
     Kill,
     /// Turn this connection into a stream of [`Event`]s, the current state first.
     Watch,
+}
+
+/// In which versions of its sections a state is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum StateSet {
+    /// This monitor's own.
+    #[default]
+    Current,
+    /// Those of the release before, for a monitor of that release.
+    Previous,
 }
 
 /// What a monitor answers.
@@ -131,4 +150,6 @@ pub enum ExitCode {
     BadConfig = 2,
     /// Killed by request.
     Killed = 3,
+    /// Killed by request after its state had been saved: it can be brought back.
+    Suspended = 4,
 }

@@ -5,7 +5,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::bus::BusDevice;
-use super::saved::{BadState, Saved};
+use super::saved::{BadState, Saved, versioned};
 use super::{Ask, LevelLine, Outcome};
 
 /// PM1_STS (16 bits), then PM1_EN (16 bits).
@@ -51,6 +51,8 @@ pub struct AcpiPmV1 {
     enable: u16,
     control: u16,
 }
+
+versioned!(AcpiPmV1 = 1, for tests AcpiPmV0 = 0 { status: u16, enable: u16 } without { control = 0 });
 
 impl AcpiPm {
     /// As after power-on.
@@ -117,7 +119,6 @@ impl BusDevice for AcpiPm {
 
 impl Saved for AcpiPm {
     const KIND: &'static str = "acpi-pm";
-    const VERSION: u16 = 1;
     type State = AcpiPmV1;
     type Host = (LevelLine, Ask);
 

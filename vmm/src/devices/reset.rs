@@ -1,8 +1,9 @@
 //! The PC's old ways to reset: the keyboard controller's reset line (port 0x64) and the reset control register (port 0xcf9).
 
-use std::sync::{Arc, Mutex};
+use serde::{Deserialize, Serialize};
 
 use super::bus::{BusDevice, SharedDevice};
+use super::saved::{BadState, Saved, versioned};
 use super::{Ask, Outcome};
 
 /// The keyboard controller's command port. There is no keyboard: status reads as "nothing here, ready".
@@ -60,8 +61,8 @@ impl std::fmt::Debug for PciConfigPorts {
 
 impl PciConfigPorts {
     /// In front of the ports of a PCI bus.
-    pub fn new(pci: SharedDevice, ask: Ask) -> Arc<Mutex<Self>> {
-        Arc::new(Mutex::new(Self { pci, control: 0, ask }))
+    pub fn new(pci: SharedDevice, ask: Ask) -> Self {
+        Self { pci, control: 0, ask }
     }
 }
 
@@ -86,6 +87,28 @@ impl BusDevice for PciConfigPorts {
     }
 }
 
+/// What travels: the reset control register. Configuration ports save themselves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ResetControlV1 {
+    control: u8,
+}
+
+versioned!(ResetControlV1 = 1, for tests ResetControlV0 = 0 { } without { control = 0 });
+
+impl Saved for PciConfigPorts {
+    const KIND: &'static str = "reset-control";
+    type State = ResetControlV1;
+    type Host = (SharedDevice, Ask);
+
+    fn save(&self) -> ResetControlV1 {
+        ResetControlV1 { control: self.control }
+    }
+
+    fn restore(state: ResetControlV1, (pci, ask): Self::Host) -> Result<Self, BadState> {
+        Ok(Self { pci, control: state.control, ask })
+    }
+}
+
 /// What answers where nothing is: reads as ones. It stands in for the PCI bus of a machine without one.
 #[derive(Debug, Clone, Copy)]
 pub struct Nothing;
@@ -101,6 +124,7 @@ impl BusDevice for Nothing {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::{Arc, Mutex};
 
     #[test]
     fn each_port_resets_by_its_own_word_only() {
@@ -109,8 +133,7 @@ mod tests {
         let ask: Ask = Arc::new(move |_| *a.lock().unwrap() += 1);
         let mut keyboard = KeyboardReset::new(Arc::clone(&ask));
         keyboard.write(0, &[0xd1]);
-        let ports = PciConfigPorts::new(Arc::new(Mutex::new(Nothing)), ask);
-        let mut ports = ports.lock().unwrap();
+        let mut ports = PciConfigPorts::new(Arc::new(Mutex::new(Nothing)), ask);
         ports.write(0, &0x8000_0004u32.to_le_bytes());
         ports.write(1, &[2]);
         assert_eq!(*asked.lock().unwrap(), 0);

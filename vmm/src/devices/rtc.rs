@@ -8,7 +8,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::bus::BusDevice;
-use super::saved::{BadState, Saved};
+use super::saved::{BadState, Saved, versioned};
 
 /// The port that selects a register; the next one is its data.
 pub const INDEX_PORT: u16 = 0x70;
@@ -61,6 +61,8 @@ pub struct RtcV1 {
     memory: Vec<u8>,
     difference: i64,
 }
+
+versioned!(RtcV1 = 1, for tests RtcV0 = 0 { index: u8, memory: Vec<u8> } without { difference = 0 });
 
 /// A date and a time of day.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -262,7 +264,6 @@ impl BusDevice for Rtc {
 
 impl Saved for Rtc {
     const KIND: &'static str = "rtc";
-    const VERSION: u16 = 1;
     type State = RtcV1;
     type Host = Clock;
 

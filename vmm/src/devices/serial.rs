@@ -11,7 +11,7 @@ use vm_superio::{Serial, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::bus::BusDevice;
-use super::saved::{BadState, Saved};
+use super::saved::{BadState, Saved, versioned};
 use crate::console::Console;
 
 /// The first port.
@@ -116,9 +116,19 @@ pub struct SerialV1 {
     fifo: Vec<u8>,
 }
 
+versioned!(SerialV1 = 1, for tests SerialV0 = 0 {
+    divisor: [u8; 2],
+    interrupt_enable: u8,
+    interrupt_identification: u8,
+    line_control: u8,
+    line_status: u8,
+    modem_control: u8,
+    modem_status: u8,
+    fifo: Vec<u8>,
+} without { scratch = 0 });
+
 impl Saved for SerialPort {
     const KIND: &'static str = "uart-16550";
-    const VERSION: u16 = 1;
     type State = SerialV1;
     type Host = (EventFd, Arc<Console>);
 

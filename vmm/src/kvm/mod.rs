@@ -2,7 +2,9 @@
 
 mod cpuid;
 mod msi;
+pub mod vcpu_saved;
 mod vcpu_state;
+pub mod vm_saved;
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -14,6 +16,7 @@ use vm_memory::GuestMemoryBackend;
 
 pub use cpuid::CpuTopology;
 pub use msi::KvmMsi;
+use vcpu_saved::VcpuAbilities;
 pub use vcpu_state::{Entry, set_up};
 
 use crate::memory::{GuestRam, KVM_IDENTITY_MAP, KVM_TSS};
@@ -105,6 +108,7 @@ pub fn open() -> Result<OwnedFd, KvmError> {
 pub struct Host {
     kvm: Kvm,
     topology: CpuTopology,
+    abilities: VcpuAbilities,
 }
 
 impl std::fmt::Debug for Host {
@@ -142,12 +146,18 @@ impl Host {
             return Err(KvmError::TooManyVcpus { wanted: vcpus, allowed });
         }
         let topology = CpuTopology::new(&kvm, vcpus)?;
-        Ok(Self { kvm, topology })
+        let abilities = VcpuAbilities::new(&kvm)?;
+        Ok(Self { kvm, topology, abilities })
     }
 
     /// What each vCPU sees of its processor.
     pub fn topology(&self) -> &CpuTopology {
         &self.topology
+    }
+
+    /// What KVM can tell about the state of vCPUs.
+    pub fn abilities(&self) -> &VcpuAbilities {
+        &self.abilities
     }
 
     /// A fresh virtual machine with the memory, the interrupt controllers (PIC, I/O APIC, local APICs) and the timer.

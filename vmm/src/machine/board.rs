@@ -6,71 +6,106 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_CLOEXEC, EFD_NONBLOCK, EventFd};
 
+use super::board_saved::{made, restored_vcpus};
 use super::gate::Gate;
 use super::slots::{self, Wires};
 use super::vcpu::{self, Surroundings};
 use super::{BuildError, GuestEvent, Parts, TellGuest};
 use crate::boot::BootError;
+use crate::console::Console;
 use crate::devices::acpi_pm::{AcpiPm, PM_PORTS, PM1_EVENT, SCI};
-use crate::devices::bus::Bus;
+use crate::devices::bus::{Bus, SharedDevice};
 use crate::devices::reset::{KEYBOARD_COMMAND, KeyboardReset, PCI_CONFIG, PCI_CONFIG_PORTS, PciConfigPorts};
 use crate::devices::rtc::{INDEX_PORT, Rtc, host_clock};
-use crate::devices::serial::{COM1, COM1_IRQ, COM1_PORTS, SerialPort};
+use crate::devices::saved::SavePiece;
+use crate::devices::serial::{COM1, COM1_IRQ, COM1_PORTS, SerialPort, SharedSerial};
 use crate::devices::{Ask, LevelLine, Outcome};
+use crate::kvm::vcpu_saved::VcpuAbilities;
 use crate::kvm::{Entry, KvmError, KvmMsi, doing, set_up};
 use crate::memory::{ECAM_BASE, ECAM_SIZE, GuestRam, MMIO32_BASE, MMIO32_END};
 use crate::pci::PciBus;
 use crate::pci::access::{ConfigPorts, Ecam};
+use crate::pci::host_bridge::HostBridge;
+use crate::state::sections::Sections;
 
 /// How long vCPUs may take to come out of the guest.
-const STOP_WITHIN: Duration = Duration::from_secs(5);
+pub(super) const STOP_WITHIN: Duration = Duration::from_secs(5);
 
 /// A running or paused board.
 pub(super) struct Board {
-    gate: Arc<Gate>,
-    threads: Vec<JoinHandle<()>>,
+    pub(super) gate: Arc<Gate>,
+    pub(super) threads: Vec<JoinHandle<()>>,
     power: Arc<Mutex<AcpiPm>>,
     pci: Arc<Mutex<PciBus>>,
+    serial: SharedSerial,
+    console: Arc<Console>,
+    /// What is saved besides vCPUs, KVM's own state and PCI functions.
+    pub(super) devices: Vec<Arc<Mutex<dyn SavePiece + Send>>>,
+    pub(super) abilities: VcpuAbilities,
     /// Held for as long as KVM may write to it: see `sys::set_memory_slot`. The fields after it are dropped later still.
-    _vm: Arc<VmFd>,
+    pub(super) vm: Arc<VmFd>,
     ram: GuestRam,
     /// When it was built.
     pub(super) born: Instant,
 }
 
 impl Board {
-    /// Builds the machine and loads what it boots. The vCPUs wait until [`Board::resume`].
+    /// Builds the machine and loads what it boots, or brings a saved one back around its memory. The vCPUs wait until [`Board::resume`].
     pub(super) fn build(
         parts: &mut Parts,
         tell: TellGuest,
         first_run: &Arc<OnceLock<Instant>>,
+        mut saved: Option<Sections>,
     ) -> Result<Self, BuildError> {
         let ram = parts.memory.ram.clone();
-        let (vm, entry) = create_and_load(parts, &ram)?;
-        let vm = Arc::new(vm);
+        let (vm, vcpus) = match &mut saved {
+            None => {
+                let (vm, entry) = create_and_load(parts, &ram)?;
+                let vcpus = fresh_vcpus(parts, &vm, entry)?;
+                (Arc::new(vm), vcpus)
+            }
+            Some(saved) => {
+                let vm = parts.host.create_vm(&ram)?;
+                let vcpus = restored_vcpus(parts, &vm, saved)?;
+                (Arc::new(vm), vcpus)
+            }
+        };
         let gate = Arc::new(Gate::new(usize::try_from(parts.config.vcpus).unwrap_or(usize::MAX)));
         let asked = Arc::new(AtomicBool::new(false));
         let ask = asker(&gate, &asked, &tell);
 
         let (ports, mmio) = (Arc::new(Bus::new()), Arc::new(Bus::new()));
-        let power = Arc::new(Mutex::new(AcpiPm::new(level_line(&vm, SCI.into()), Arc::clone(&ask))));
-        let serial = SerialPort::new(edge_line(&vm, COM1_IRQ)?, Arc::clone(&parts.console));
-        let serial = Arc::new(Mutex::new(serial));
-        let mut pci = PciBus::new(&mmio, MMIO32_BASE..MMIO32_END, None);
+        // Each device is fresh, or as it was saved.
+        let from = &mut saved;
+        let host = (level_line(&vm, SCI.into()), Arc::clone(&ask));
+        let power = made::<AcpiPm>(from, host, |(line, ask)| AcpiPm::new(line, ask))?;
+        let host = (edge_line(&vm, COM1_IRQ)?, Arc::clone(&parts.console));
+        let serial = made::<SerialPort>(from, host, |(line, console)| SerialPort::new(line, console))?;
+        let rtc = made::<Rtc>(from, host_clock(), Rtc::new)?;
+        let bridge = match from {
+            None => HostBridge::new(),
+            Some(saved) => saved.restore(0, ())?,
+        };
+        let mut pci = PciBus::with_bridge(bridge, &mmio, MMIO32_BASE..MMIO32_END, None);
         let msi = Arc::new(KvmMsi::new(Arc::clone(&vm)));
-        let wires = Wires { ram: &ram, router: Arc::clone(&msi) as _, doorbells: msi };
-        slots::plug(&mut pci, &parts.config, &parts.disks, &parts.taps, &wires)?;
+        let mut wires =
+            Wires { ram: &ram, router: Arc::clone(&msi) as _, doorbells: msi, saved: from.as_mut() };
+        slots::plug(&mut pci, &parts.config, &parts.disks, &parts.taps, &mut wires)?;
         let pci = Arc::new(Mutex::new(pci));
-        let pci_ports =
-            PciConfigPorts::new(Arc::new(Mutex::new(ConfigPorts::new(Arc::clone(&pci)))), Arc::clone(&ask));
+        let config_ports = made::<ConfigPorts>(from, Arc::clone(&pci), ConfigPorts::new)?;
+        let host = (Arc::clone(&config_ports) as SharedDevice, Arc::clone(&ask));
+        let pci_ports = made::<PciConfigPorts>(from, host, |(pci, ask)| PciConfigPorts::new(pci, ask))?;
+        if let Some(saved) = saved {
+            saved.finish()?;
+        }
         ports.insert(PM1_EVENT.into(), PM_PORTS.into(), Arc::clone(&power) as _)?;
         ports.insert(COM1.into(), COM1_PORTS.into(), Arc::clone(&serial) as _)?;
-        ports.insert(INDEX_PORT.into(), 2, Arc::new(Mutex::new(Rtc::new(host_clock()))))?;
+        ports.insert(INDEX_PORT.into(), 2, Arc::clone(&rtc) as _)?;
         ports.insert(KEYBOARD_COMMAND.into(), 1, Arc::new(Mutex::new(KeyboardReset::new(ask))))?;
-        ports.insert(PCI_CONFIG.into(), PCI_CONFIG_PORTS.into(), pci_ports)?;
+        ports.insert(PCI_CONFIG.into(), PCI_CONFIG_PORTS.into(), Arc::clone(&pci_ports) as _)?;
         mmio.insert(ECAM_BASE, ECAM_SIZE, Arc::new(Mutex::new(Ecam::new(Arc::clone(&pci)))))?;
 
         let around = Arc::new(Surroundings {
@@ -81,35 +116,42 @@ impl Board {
             tell,
             first_run: Arc::clone(first_run),
         });
-        let mut vcpus = Vec::new();
-        for id in 0..parts.config.vcpus {
-            let vcpu = vm.create_vcpu(id.into()).map_err(doing("create a vCPU"))?;
-            set_up(&vcpu, id, parts.host.topology(), (id == 0).then_some(entry))?;
-            vcpus.push(vcpu);
-        }
-        let mut board = Self { gate, threads: vec![], power, pci, _vm: vm, ram, born: Instant::now() };
+        let mut board = Self {
+            gate,
+            threads: vec![],
+            power: Arc::clone(&power),
+            pci,
+            serial: Arc::clone(&serial),
+            console: Arc::clone(&parts.console),
+            devices: vec![power, serial, rtc, config_ports, pci_ports],
+            abilities: parts.host.abilities().clone(),
+            vm,
+            ram,
+            born: Instant::now(),
+        };
         for (id, vcpu) in (0..).zip(vcpus) {
             let started = vcpu::start(id, vcpu, Arc::clone(&around));
             board
                 .threads
                 .push(started.map_err(|source| KvmError::System { what: "start a vCPU's thread", source })?);
         }
-        parts.console.attach(&serial);
         Ok(board)
     }
 
     /// Lets the vCPUs run.
     pub(super) fn resume(&self) {
         self.pci().resume();
+        self.console.attach(&self.serial);
         self.gate.open();
     }
 
-    /// Stops all vCPUs where no exit is half done; false when one does not come out in time (the others go on then).
+    /// Makes everything quiet: vCPUs stand where no exit is half done, workers have ended their requests, nothing is typed; false when one does not come out in time (the others go on then).
     pub(super) fn pause(&self) -> bool {
         self.gate.hold();
         self.kick();
         let stopped = self.gate.wait_empty(STOP_WITHIN);
         if stopped {
+            self.console.detach();
             self.pci().pause();
         } else {
             self.gate.open();
@@ -122,7 +164,7 @@ impl Board {
         self.power.lock().unwrap_or_else(PoisonError::into_inner).press();
     }
 
-    fn pci(&self) -> MutexGuard<'_, PciBus> {
+    pub(super) fn pci(&self) -> MutexGuard<'_, PciBus> {
         self.pci.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -133,6 +175,15 @@ impl Board {
     /// Ends the board. False when a vCPU does not come out; its thread then keeps the virtual machine alive until the process ends.
     pub(super) fn end(mut self) -> bool {
         self.shut()
+    }
+
+    /// Stops the vCPUs, and leaves everything else to the end of the process: a worker may wait for memory that never comes.
+    pub(super) fn abandon(self) -> bool {
+        self.gate.shut();
+        self.kick();
+        let stopped = self.gate.wait_empty(STOP_WITHIN);
+        std::mem::forget(self);
+        stopped
     }
 
     fn shut(&mut self) -> bool {
@@ -157,6 +208,15 @@ impl Drop for Board {
         self.gate.shut();
         self.kick();
     }
+}
+
+fn fresh_vcpus(parts: &Parts, vm: &VmFd, entry: Entry) -> Result<Vec<VcpuFd>, KvmError> {
+    let one = |id: u32| {
+        let vcpu = vm.create_vcpu(id.into()).map_err(doing("create a vCPU"))?;
+        set_up(&vcpu, id, parts.host.topology(), (id == 0).then_some(entry))?;
+        Ok(vcpu)
+    };
+    (0..parts.config.vcpus).map(one).collect()
 }
 
 /// Creates the virtual machine and loads what it boots, at the same time: the kernel waits several milliseconds for its other

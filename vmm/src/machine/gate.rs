@@ -1,7 +1,9 @@
 //! The gate that every vCPU passes before it enters the guest: open, held (paused), or shut for good.
 
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use kvm_ioctls::VcpuFd;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Phase {
@@ -10,9 +12,14 @@ enum Phase {
     Shut,
 }
 
-#[derive(Debug)]
+/// What a vCPU's thread does while it is held: KVM answers about a vCPU best on the thread that runs it. Told the vCPU's number.
+pub(super) type Errand = Arc<dyn Fn(u32, &VcpuFd) + Send + Sync>;
+
 struct State {
     phase: Phase,
+    /// The latest errand and its number.
+    errand: Option<Errand>,
+    errands: u64,
     /// vCPUs that wait here.
     waiting: usize,
     /// vCPUs that will never pass again.
@@ -20,7 +27,6 @@ struct State {
 }
 
 /// The gate of one board.
-#[derive(Debug)]
 pub(super) struct Gate {
     state: Mutex<State>,
     changed: Condvar,
@@ -28,12 +34,13 @@ pub(super) struct Gate {
 }
 
 /// What a vCPU is to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Passage {
     /// Enter the guest.
     Through,
     /// Enter the guest, having waited.
     AfterHold,
+    /// Do this, and ask again.
+    Errand(Errand),
     /// End.
     Never,
 }
@@ -42,7 +49,7 @@ impl Gate {
     /// Held, for this many vCPUs.
     pub(super) fn new(vcpus: usize) -> Self {
         Self {
-            state: Mutex::new(State { phase: Phase::Held, waiting: 0, gone: 0 }),
+            state: Mutex::new(State { phase: Phase::Held, errand: None, errands: 0, waiting: 0, gone: 0 }),
             changed: Condvar::new(),
             vcpus,
         }
@@ -52,11 +59,17 @@ impl Gate {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A vCPU asks to pass; it waits here while the gate is held.
-    pub(super) fn pass(&self) -> Passage {
+    /// A vCPU asks to pass; it waits here while the gate is held. `done` is its count of errands, 0 at first.
+    pub(super) fn pass(&self, done: &mut u64) -> Passage {
         let mut state = self.state();
         let mut waited = false;
         while state.phase == Phase::Held {
+            if *done < state.errands
+                && let Some(errand) = &state.errand
+            {
+                *done = state.errands;
+                return Passage::Errand(Arc::clone(errand));
+            }
             waited = true;
             state.waiting += 1;
             self.changed.notify_all();
@@ -68,6 +81,19 @@ impl Gate {
             _ if waited => Passage::AfterHold,
             _ => Passage::Through,
         }
+    }
+
+    /// Sends every vCPU that is held, or comes to be, on an errand. Whoever sends it hears of its end by what it does.
+    pub(super) fn send(&self, errand: Errand) {
+        let mut state = self.state();
+        state.errand = Some(errand);
+        state.errands += 1;
+        self.changed.notify_all();
+    }
+
+    /// Nobody goes on the errand any more.
+    pub(super) fn recall(&self) {
+        self.state().errand = None;
     }
 
     /// A vCPU has ended.
@@ -127,7 +153,8 @@ mod tests {
                 let gate = Arc::clone(&gate);
                 std::thread::spawn(move || {
                     let mut passed = 0u32;
-                    while gate.pass() != Passage::Never {
+                    let mut errands = 0;
+                    while !matches!(gate.pass(&mut errands), Passage::Never) {
                         passed += 1;
                         std::thread::yield_now();
                     }

@@ -2,8 +2,10 @@
 //! are carried out one at a time.
 
 mod board;
+mod board_saved;
 mod gate;
 mod slots;
+mod suspend;
 mod vcpu;
 
 use std::fs::File;
@@ -12,17 +14,25 @@ use std::sync::mpsc::{Receiver, Sender, SyncSender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
-use keelson_vmm_control::{Answer, Event, ExitCode, MachineConfig, MachineState, Refusal, Request, Status};
+use keelson_vmm_control::{
+    Answer, Event, ExitCode, MachineConfig, MachineState, Refusal, Request, StateSet, Status,
+};
 use keelson_wire::Stream;
 
 use board::Board;
+pub use board_saved::SaveError;
 pub use slots::DeviceError;
+pub use suspend::Restore;
 
 use crate::boot::{BootError, Payload};
 use crate::console::Console;
 use crate::devices::bus::Overlap;
 use crate::kvm::{Host, KvmError};
 use crate::memory::Memory;
+use crate::state::StateError;
+use crate::state::file::StateFile;
+use crate::state::fill::Filling;
+use crate::state::sections::Sections;
 
 /// What a machine is made of, besides its description: all of it from descriptors.
 #[derive(Debug)]
@@ -60,6 +70,9 @@ pub enum BuildError {
     /// Two devices want one address: a fault of ours.
     #[error("two devices want the same address")]
     Overlap(#[from] Overlap),
+    /// A saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// What the guest, or a vCPU, brought about. The vCPUs enter the guest no more.
@@ -84,6 +97,19 @@ pub enum Order {
     Request(Request, SyncSender<Result<Answer, Refusal>>),
     /// Somebody wants to hear of events.
     Watch(Stream<Event>),
+    /// Save the state into these files, and where the answer goes.
+    Suspend {
+        /// In which versions.
+        set: StateSet,
+        /// The state file.
+        state: File,
+        /// The memory file.
+        memory: File,
+        /// The answer.
+        reply: SyncSender<Result<Answer, Refusal>>,
+    },
+    /// The memory of a machine that was brought back cannot be read: why.
+    MemoryLost(String),
     /// End at once.
     Kill,
     /// Press the power button.
@@ -101,6 +127,8 @@ impl std::fmt::Debug for Order {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Request(request, _) => write!(f, "Request({request:?})"),
+            Self::Suspend { set, .. } => write!(f, "Suspend {{ set: {set:?} }}"),
+            Self::MemoryLost(why) => write!(f, "MemoryLost({why})"),
             Self::Watch(_) => f.write_str("Watch"),
             Self::Kill => f.write_str("Kill"),
             Self::PowerButton => f.write_str("PowerButton"),
@@ -129,6 +157,10 @@ pub struct Machine {
     watchers: Vec<Stream<Event>>,
     orders: Receiver<Order>,
     sender: Sender<Order>,
+    /// The memory of a machine that was brought back, until all of it is there.
+    filling: Option<Filling>,
+    /// A state that is true until the guest runs: the one that the machine comes from, or that was saved while it is paused.
+    state_file: Option<StateFile>,
 }
 
 impl std::fmt::Debug for Machine {
@@ -139,7 +171,7 @@ impl std::fmt::Debug for Machine {
 
 impl Machine {
     /// Builds the machine; no instruction runs before [`Machine::run`].
-    pub fn build(parts: Parts) -> Result<Self, BuildError> {
+    pub fn build(parts: Parts, restore: Option<Restore>) -> Result<Self, BuildError> {
         let (sender, orders) = channel();
         let mut machine = Self {
             parts,
@@ -152,8 +184,11 @@ impl Machine {
             watchers: vec![],
             orders,
             sender,
+            filling: None,
+            state_file: None,
         };
-        machine.new_board()?;
+        let saved = restore.map(|restore| machine.take_state(restore)).transpose()?;
+        machine.new_board(saved)?;
         Ok(machine)
     }
 
@@ -162,19 +197,23 @@ impl Machine {
         self.sender.clone()
     }
 
-    fn new_board(&mut self) -> Result<(), BuildError> {
+    fn new_board(&mut self, saved: Option<Sections>) -> Result<(), BuildError> {
         self.number += 1;
         let (number, sender) = (self.number, self.sender.clone());
         let tell: TellGuest = Arc::new(move |event| {
             // Nobody listens any more only when the machine has ended.
             let _ = sender.send(Order::Guest { board: number, event });
         });
-        self.board = Some(Board::build(&mut self.parts, tell, &self.first_run)?);
+        self.board = Some(Board::build(&mut self.parts, tell, &self.first_run, saved)?);
         Ok(())
     }
 
     /// Runs the machine until it ends.
     pub fn run(mut self) -> ExitCode {
+        if let Err(e) = self.use_state_up() {
+            log::error!("{}", keelson_init_control::logging::chain(&e));
+            return ExitCode::BadConfig;
+        }
         self.state = MachineState::Running;
         if let Some(board) = &self.board {
             board.resume();
@@ -188,10 +227,12 @@ impl Machine {
         };
         self.state = MachineState::Off;
         self.parts.console.detach();
-        if let Some(board) = self.board.take()
-            && !board.end()
-        {
-            log::warn!("a vCPU did not stop in time; it ends with the process");
+        let lost = self.filling.as_ref().is_some_and(Filling::is_lost);
+        if let Some(board) = self.board.take() {
+            let stopped = if lost { board.abandon() } else { board.end() };
+            if !stopped {
+                log::warn!("a vCPU did not stop in time; it ends with the process");
+            }
         }
         self.tell_watchers(&Event::State(MachineState::Off));
         code
@@ -211,6 +252,15 @@ impl Machine {
             }
             Order::Watch(stream) => self.watch(stream),
             Order::PowerButton => self.press(),
+            Order::Suspend { set, state, memory, reply } => {
+                // A client that went away in between has no use for the answer.
+                let _ = reply.send(self.suspend(set, state, memory).map(|()| Answer::Done));
+            }
+            Order::MemoryLost(why) => return Some(self.fault(why)),
+            Order::Kill if self.state_file.is_some() => {
+                log::info!("ended by request, suspended");
+                return Some(ExitCode::Suspended);
+            }
             Order::Kill => {
                 log::info!("killed by request");
                 return Some(ExitCode::Killed);
@@ -232,31 +282,41 @@ impl Machine {
         match request {
             Request::Status => return Ok(Answer::Status(self.status())),
             Request::PowerButton => self.press(),
-            Request::Pause if self.state == MachineState::Running => {
-                if !self.board.as_ref().is_some_and(Board::pause) {
-                    return Err(Refusal::Failed(
-                        "a vCPU did not stop within five seconds; the machine runs on".into(),
-                    ));
-                }
-                self.change_state(MachineState::Paused);
-            }
+            Request::Pause if self.state == MachineState::Running => self.pause()?,
             Request::Resume if self.state == MachineState::Paused => {
-                if let Some(board) = &self.board {
-                    board.resume();
-                }
-                self.change_state(MachineState::Running);
+                self.use_state_up().map_err(|e| {
+                    let why = keelson_init_control::logging::chain(&e);
+                    Refusal::Failed(format!("the machine was suspended and cannot go on here: {why}"))
+                })?;
+                self.resume();
             }
             Request::Pause | Request::Resume => {}
             Request::Reset => {
                 log::info!("reset by request");
                 self.reset().map_err(Refusal::Failed)?;
             }
-            // Both are taken by the connection itself.
-            Request::Kill | Request::Watch => {
+            // These are taken by the connection itself.
+            Request::Kill | Request::Watch | Request::Suspend { .. } => {
                 return Err(Refusal::Failed("this word is not for the machine".into()));
             }
         }
         Ok(Answer::Done)
+    }
+
+    fn pause(&mut self) -> Result<(), Refusal> {
+        if !self.board.as_ref().is_some_and(Board::pause) {
+            let why = "a vCPU did not stop within five seconds; the machine runs on";
+            return Err(Refusal::Failed(why.into()));
+        }
+        self.change_state(MachineState::Paused);
+        Ok(())
+    }
+
+    fn resume(&mut self) {
+        if let Some(board) = &self.board {
+            board.resume();
+        }
+        self.change_state(MachineState::Running);
     }
 
     fn guest(&mut self, event: GuestEvent) -> Option<ExitCode> {
@@ -304,7 +364,7 @@ impl Machine {
         {
             return Err("a vCPU did not stop within five seconds, so the machine cannot be reset".into());
         }
-        self.new_board().map_err(|e| {
+        self.new_board(None).map_err(|e| {
             format!("the machine could not be built anew: {}", keelson_init_control::logging::chain(&e))
         })?;
         self.resets += 1;

@@ -9,14 +9,17 @@ use std::sync::{Arc, Mutex};
 use keelson_vmm_control::{MAX_DISKS, MachineConfig};
 
 use crate::devices::lines::{Doorbells, MsiRouter};
+use crate::devices::saved::BadState;
 use crate::memory::GuestRam;
 use crate::pci::{PciBus, PciError, SharedFunction};
+use crate::state::StateError;
+use crate::state::sections::Sections;
 use crate::virtio::VirtioDevice;
 use crate::virtio::block::{Block, BlockError};
 use crate::virtio::net::Net;
 use crate::virtio::net::tap::{Tap, TapError};
 use crate::virtio::rng::Rng;
-use crate::virtio::transport::VirtioPci;
+use crate::virtio::transport::{TransportHost, VirtioPci};
 
 /// The entropy device.
 const RNG_SLOT: u8 = 1;
@@ -68,6 +71,9 @@ pub enum DeviceError {
     /// The slot: a fault of ours.
     #[error(transparent)]
     Slot(#[from] PciError),
+    /// Its saved state.
+    #[error(transparent)]
+    State(#[from] StateError),
 }
 
 /// What the devices of one board are connected to.
@@ -75,6 +81,8 @@ pub(super) struct Wires<'a> {
     pub(super) ram: &'a GuestRam,
     pub(super) router: Arc<dyn MsiRouter>,
     pub(super) doorbells: Arc<dyn Doorbells>,
+    /// The state in which a restored machine's devices begin.
+    pub(super) saved: Option<&'a mut Sections>,
 }
 
 /// Makes the devices of a description and puts them on the bus. The descriptors stay with the machine: the next board needs them again.
@@ -83,35 +91,54 @@ pub(super) fn plug(
     config: &MachineConfig,
     disks: &[File],
     taps: &[OwnedFd],
-    wires: &Wires<'_>,
+    wires: &mut Wires<'_>,
 ) -> Result<(), DeviceError> {
-    wires.plug(bus, RNG_SLOT, Rng::new())?;
+    wires.plug(bus, RNG_SLOT, (), |()| Ok(Rng::new()), |_| Ok(()))?;
     for ((index, disk), file) in (0u8..).zip(&config.disks).zip(disks) {
         let slot = DISK_SLOTS + index;
         let file = file.try_clone().map_err(|source| DeviceError::Connect { slot, source })?;
-        let block = Block::new(file, disk.read_only, &disk.serial);
-        wires.plug(
-            bus,
-            slot,
-            block.map_err(|source| DeviceError::Disk { index, fd: disk.fd.clone(), source })?,
-        )?;
+        let fresh = |file| {
+            let block = Block::new(file, disk.read_only, &disk.serial);
+            block.map_err(|source| DeviceError::Disk { index, fd: disk.fd.clone(), source })
+        };
+        wires.plug(bus, slot, file, fresh, |saved| saved.check(disk.read_only, &disk.serial))?;
     }
     for ((index, nic), tap) in (0u8..).zip(&config.nics).zip(taps) {
         let slot = NIC_SLOTS + index;
         let mac = nic.mac_bytes().ok_or(DeviceError::NoMac { index })?;
         let tap = tap.try_clone().map_err(|source| DeviceError::Connect { slot, source })?;
         let tap = Tap::new(tap).map_err(|source| DeviceError::Nic { index, fd: nic.fd.clone(), source })?;
-        wires.plug(bus, slot, Net::new(tap, mac))?;
+        wires.plug(bus, slot, tap, |tap| Ok(Net::new(tap, mac)), |saved| saved.check(mac))?;
     }
     Ok(())
 }
 
 impl Wires<'_> {
-    fn plug<D: VirtioDevice>(&self, bus: &mut PciBus, slot: u8, device: D) -> Result<(), DeviceError> {
-        let function =
-            VirtioPci::new(device, self.ram.clone(), Arc::clone(&self.router), Arc::clone(&self.doorbells));
-        let function: SharedFunction =
-            Arc::new(Mutex::new(function.map_err(|source| DeviceError::Connect { slot, source })?));
-        Ok(bus.add(slot, function)?)
+    /// Puts a device on the bus: a fresh one, or the saved one after a look at its state.
+    fn plug<D: VirtioDevice>(
+        &mut self,
+        bus: &mut PciBus,
+        slot: u8,
+        host: D::Host,
+        fresh: impl FnOnce(D::Host) -> Result<D, DeviceError>,
+        check: impl FnOnce(&D::State) -> Result<(), BadState>,
+    ) -> Result<(), DeviceError> {
+        let (memory, router, doorbells) =
+            (self.ram.clone(), Arc::clone(&self.router), Arc::clone(&self.doorbells));
+        let share = |function: VirtioPci<D>| -> SharedFunction { Arc::new(Mutex::new(function)) };
+        match &mut self.saved {
+            None => {
+                let function = VirtioPci::new(fresh(host)?, memory, router, doorbells);
+                let function = function.map_err(|source| DeviceError::Connect { slot, source })?;
+                bus.add(slot, share(function))?;
+            }
+            Some(saved) => {
+                let host = TransportHost { memory, router, doorbells, device: host };
+                let restored =
+                    saved.restore_checked::<VirtioPci<D>>(slot.into(), host, |state| check(state.device()));
+                bus.add_restored(slot, share(restored?))?;
+            }
+        }
+        Ok(())
     }
 }

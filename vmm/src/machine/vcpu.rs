@@ -32,7 +32,7 @@ pub(super) fn start(index: u32, vcpu: VcpuFd, around: Arc<Surroundings>) -> std:
     let thread = std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK);
     thread.spawn(move || {
         let mut vcpu = Kickable::bind(vcpu);
-        run(&mut vcpu, &around);
+        run(index, &mut vcpu, &around);
         // The vCPU's descriptor must be closed before the board counts this vCPU as gone.
         drop(vcpu);
         around.gate.leave();
@@ -45,13 +45,22 @@ enum Out {
     Ended,
 }
 
-fn run(vcpu: &mut Kickable, around: &Surroundings) {
+fn run(index: u32, vcpu: &mut Kickable, around: &Surroundings) {
+    let (mut errands, mut held) = (0, false);
     loop {
-        match around.gate.pass() {
+        match around.gate.pass(&mut errands) {
             Passage::Never => return,
+            Passage::Errand(errand) => {
+                errand(index, vcpu.vcpu());
+                held = true;
+                continue;
+            }
             Passage::Through => {}
+            Passage::AfterHold => held = true,
+        }
+        if std::mem::take(&mut held) {
             // Tells the guest that it was stopped, so that its watchdogs do not bark; a guest without kvmclock has no such word.
-            Passage::AfterHold => drop(vcpu.vcpu().kvmclock_ctrl()),
+            let _ = vcpu.vcpu().kvmclock_ctrl();
         }
         around.first_run.get_or_init(Instant::now);
         match enter(vcpu, around) {

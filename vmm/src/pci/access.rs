@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::{ConfigAddress, PciBus};
 use crate::devices::bus::BusDevice;
-use crate::devices::saved::{BadState, Saved};
+use serde::{Deserialize, Serialize};
+
+use crate::devices::saved::{BadState, Saved, versioned};
 
 /// The ECAM area of bus 0, 1 MiB (PCI Express base specification 5.0, 7.2.2): slot, function and register are in the address.
 #[derive(Debug)]
@@ -93,17 +95,23 @@ impl BusDevice for ConfigPorts {
     }
 }
 
+/// What travels: CONFIG_ADDRESS.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigPortsV1 {
+    address: u32,
+}
+
+versioned!(ConfigPortsV1 = 1, for tests ConfigPortsV0 = 0 { address: u32 } without {});
+
 impl Saved for ConfigPorts {
     const KIND: &'static str = "pci-config-ports";
-    const VERSION: u16 = 1;
-    /// CONFIG_ADDRESS.
-    type State = u32;
+    type State = ConfigPortsV1;
     type Host = Arc<Mutex<PciBus>>;
 
-    fn save(&self) -> u32 {
-        self.address
+    fn save(&self) -> ConfigPortsV1 {
+        ConfigPortsV1 { address: self.address }
     }
-    fn restore(address: u32, bus: Self::Host) -> Result<Self, BadState> {
+    fn restore(ConfigPortsV1 { address }: ConfigPortsV1, bus: Self::Host) -> Result<Self, BadState> {
         BadState::unless_within("config_address", address.into(), ADDRESS_BITS.into())?;
         Ok(Self { bus, address })
     }

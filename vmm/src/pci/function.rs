@@ -1,9 +1,12 @@
 //! What a PCI function offers to the bus that holds it.
 
+use std::io;
+
 use super::config_space::ConfigSpace;
+use crate::devices::saved::SavePiece;
 
 /// One PCI function. Nothing here panics, whatever the guest writes; lengths are 1 to 8 bytes.
-pub trait PciFunction: Send {
+pub trait PciFunction: SavePiece + Send {
     /// Its configuration space.
     fn config(&self) -> &ConfigSpace;
     /// Its configuration space, for the bus to place BARs.
@@ -29,6 +32,8 @@ pub trait PciFunction: Send {
     fn reset(&mut self);
     /// Quiesces whatever works on its own. When it returns, nothing of this function touches guest memory. Twice is as once.
     fn pause(&mut self);
+    /// Makes durable what the guest has had answered, so that another host may go on with the same disk. The function is paused.
+    fn flush(&mut self) -> io::Result<()>;
     /// Undoes [`PciFunction::pause`] and looks at everything that the guest may have asked for meanwhile.
     fn resume(&mut self);
 }

@@ -1,7 +1,10 @@
 //! The host bridge at 00:00.0: it says that there is a PCI bus, and does nothing.
 
+use serde::{Deserialize, Serialize};
+
 use super::config_space::{ConfigSpace, Identity};
 use super::function::PciFunction;
+use crate::devices::saved::{BadState, Saved, versioned};
 
 /// Vendor and device of QEMU's generic PCI Express host bridge, which says nothing about a chipset: guests attach no quirks to it.
 const VENDOR: u16 = 0x1b36;
@@ -44,5 +47,32 @@ impl PciFunction for HostBridge {
         self.0.reset();
     }
     fn pause(&mut self) {}
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
     fn resume(&mut self) {}
+}
+
+/// What travels: the configuration space.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostBridgeV1 {
+    config_space: Vec<u8>,
+}
+
+versioned!(HostBridgeV1 = 1, for tests HostBridgeV0 = 0 { config_space: Vec<u8> } without { });
+
+impl Saved for HostBridge {
+    const KIND: &'static str = "host-bridge";
+    type State = HostBridgeV1;
+    type Host = ();
+
+    fn save(&self) -> HostBridgeV1 {
+        HostBridgeV1 { config_space: self.0.bytes().to_vec() }
+    }
+
+    fn restore(state: HostBridgeV1, (): ()) -> Result<Self, BadState> {
+        let mut bridge = Self::new();
+        bridge.0.restore(&state.config_space)?;
+        Ok(bridge)
+    }
 }

@@ -11,10 +11,15 @@ pub mod host_bridge;
 pub mod msix;
 
 use std::collections::BTreeMap;
+use std::io;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
+use keelson_vmm_control::StateSet;
+
 use crate::devices::bus::{Bus, BusDevice};
+use crate::state::StateError;
+use crate::state::sections::Sections;
 use config_space::BAR_COUNT;
 use function::PciFunction;
 use host_bridge::HostBridge;
@@ -112,7 +117,17 @@ impl PciBus {
     /// A bus with a host bridge in slot 0. BARs are put at the start of `window32` (which must have [`SLOT_WINDOW`] for each slot) and may
     /// be moved by the guest anywhere in `window32` and, when there is one, in `window64`.
     pub fn new(mmio: &Arc<Bus>, window32: Range<u64>, window64: Option<Range<u64>>) -> Self {
-        let bridge: SharedFunction = Arc::new(Mutex::new(HostBridge::new()));
+        Self::with_bridge(HostBridge::new(), mmio, window32, window64)
+    }
+
+    /// As [`PciBus::new`], with a host bridge that may have been restored.
+    pub fn with_bridge(
+        bridge: HostBridge,
+        mmio: &Arc<Bus>,
+        window32: Range<u64>,
+        window64: Option<Range<u64>>,
+    ) -> Self {
+        let bridge: SharedFunction = Arc::new(Mutex::new(bridge));
         let slot = Slot { function: bridge, mapped: [None; BAR_COUNT], home: [None; BAR_COUNT] };
         Self {
             slots: BTreeMap::from([(0, slot)]),
@@ -121,8 +136,28 @@ impl PciBus {
         }
     }
 
-    /// Puts a function in a slot. A function whose BARs are all zero gets its power-on addresses; one that was restored keeps what it has.
+    /// Puts a function in a slot; its BARs get their power-on addresses.
     pub fn add(&mut self, slot: u8, function: SharedFunction) -> Result<(), PciError> {
+        let home = self.home(slot, &function)?;
+        place(&mut *lock(&function), &home);
+        self.seat(slot, function, home);
+        Ok(())
+    }
+
+    /// Puts a restored function in a slot; its BARs stay where the guest has put them.
+    pub fn add_restored(&mut self, slot: u8, function: SharedFunction) -> Result<(), PciError> {
+        let home = self.home(slot, &function)?;
+        self.seat(slot, function, home);
+        Ok(())
+    }
+
+    fn seat(&mut self, slot: u8, function: SharedFunction, home: [Option<u64>; BAR_COUNT]) {
+        self.slots.insert(slot, Slot { function, mapped: [None; BAR_COUNT], home });
+        self.map();
+    }
+
+    /// Where the BARs of a function are put at power-on.
+    fn home(&self, slot: u8, function: &SharedFunction) -> Result<[Option<u64>; BAR_COUNT], PciError> {
         if slot == 0 || slot >= SLOTS {
             return Err(PciError::NoSuchSlot { slot });
         }
@@ -131,30 +166,18 @@ impl PciBus {
         }
         let start = self.windows.first().map_or(0, |w| w.start) + u64::from(slot) * SLOT_WINDOW;
         let mut home = [None; BAR_COUNT];
-        {
-            let mut function = lock(&function);
-            let mut next = start;
-            for (index, size) in function.config().bar_sizes() {
-                let address = next.next_multiple_of(size);
-                next = address + size;
-                if next > start + SLOT_WINDOW {
-                    return Err(PciError::BarsTooLarge { slot });
-                }
-                if let Some(home) = home.get_mut(index) {
-                    *home = Some(address);
-                }
+        let mut next = start;
+        for (index, size) in lock(function).config().bar_sizes() {
+            let address = next.next_multiple_of(size);
+            next = address + size;
+            if next > start + SLOT_WINDOW {
+                return Err(PciError::BarsTooLarge { slot });
             }
-            if home
-                .iter()
-                .enumerate()
-                .all(|(index, _)| function.config().bar_address(index).unwrap_or(0) == 0)
-            {
-                place(&mut *function, &home);
+            if let Some(home) = home.get_mut(index) {
+                *home = Some(address);
             }
         }
-        self.slots.insert(slot, Slot { function, mapped: [None; BAR_COUNT], home });
-        self.map();
-        Ok(())
+        Ok(home)
     }
 
     /// The function in a slot.
@@ -190,6 +213,16 @@ impl PciBus {
     /// Quiesces every function: when it returns, no worker touches guest memory, a disk or a tap.
     pub fn pause(&self) {
         self.slots.values().for_each(|s| lock(&s.function).pause());
+    }
+
+    /// Adds the state of every function; a section's instance is the slot. The bus is paused.
+    pub fn save(&self, sections: &mut Sections, set: StateSet) -> Result<(), StateError> {
+        self.slots.iter().try_for_each(|(slot, s)| sections.save(&*lock(&s.function), (*slot).into(), set))
+    }
+
+    /// Makes durable what guests have had answered; the slot whose disk cannot. The bus is paused.
+    pub fn flush(&self) -> Result<(), (u8, io::Error)> {
+        self.slots.iter().try_for_each(|(slot, s)| lock(&s.function).flush().map_err(|e| (*slot, e)))
     }
 
     /// Lets the functions work again and look at their queues once.

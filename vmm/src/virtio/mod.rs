@@ -19,7 +19,7 @@ pub mod transport;
 pub mod worker;
 
 #[cfg(test)]
-mod contract;
+pub(crate) mod contract;
 #[allow(unsafe_code)]
 mod sys;
 #[cfg(test)]
@@ -94,6 +94,8 @@ pub trait VirtioDevice: Saved + Send + 'static {
     fn start(&mut self, activation: Activation) -> io::Result<()>;
     /// Stops serving. When it returns no request is in flight and no thread of the device touches guest memory. Returns the queues.
     fn stop(&mut self) -> Vec<ActiveQueue>;
+    /// Makes durable what has been answered (the device is stopped).
+    fn flush(&mut self) -> io::Result<()>;
     /// Forgets what a driver has set up (the device is stopped).
     fn reset(&mut self) {}
 }

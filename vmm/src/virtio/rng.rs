@@ -4,12 +4,14 @@ use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::chain::{BadChain, Chain};
 use super::interrupt::Interrupt;
 use super::queue::{ActiveQueue, Turn};
 use super::worker::{Chip, Source, Worker};
 use super::{Activation, Kind, VirtioDevice};
-use crate::devices::saved::{BadState, Saved};
+use crate::devices::saved::{BadState, Saved, versioned};
 use crate::memory::GuestRam;
 
 /// The most bytes for one request. The device may return fewer than there is room for (5.4.6).
@@ -78,6 +80,10 @@ impl VirtioDevice for Rng {
         config_length: 0,
     };
 
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn features(&self) -> u64 {
         0
     }
@@ -98,15 +104,21 @@ impl VirtioDevice for Rng {
     }
 }
 
-/// It has no state of its own.
+/// What travels: nothing, since it has no state of its own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RngStateV1 {}
+
+versioned!(RngStateV1 = 1, for tests RngStateV0 = 0 { } without { });
+
 impl Saved for Rng {
     const KIND: &'static str = "virtio-rng";
-    const VERSION: u16 = 1;
-    type State = ();
+    type State = RngStateV1;
     type Host = ();
 
-    fn save(&self) {}
-    fn restore((): (), (): ()) -> Result<Self, BadState> {
+    fn save(&self) -> RngStateV1 {
+        RngStateV1 {}
+    }
+    fn restore(RngStateV1 {}: RngStateV1, (): ()) -> Result<Self, BadState> {
         Ok(Self::new())
     }
 }

@@ -12,7 +12,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 use super::VirtioDevice;
 use super::transport::{TransportHost, VirtioPci, VirtioPciState, status};
 use crate::devices::lines::{Doorbells, MsiLine, MsiMessage, MsiRouter};
-use crate::devices::saved::{BadState, Saved};
+use crate::devices::saved::{BadState, Saved, Versioned};
 use crate::memory::GuestRam;
 use crate::pci::function::PciFunction;
 
@@ -422,8 +422,9 @@ impl<D: VirtioDevice> Harness<D> {
     /// Saves the function and restores it around the same memory, as a machine that moved: paused.
     pub(crate) fn moved(mut self, host: D::Host) -> Result<Self, BadState> {
         self.function.pause();
-        let bytes = postcard::to_stdvec(&self.function.save()).unwrap();
-        let state: VirtioPciState<D::State> = postcard::from_bytes(&bytes).unwrap();
+        let version = VirtioPciState::<D::State>::VERSION;
+        let bytes = self.function.save().encode(version).unwrap();
+        let state = VirtioPciState::<D::State>::decode(version, &bytes).unwrap();
         let (router, doorbells) = (Arc::new(FakeRouter::default()), Arc::new(FakeDoorbells::default()));
         let host = TransportHost {
             memory: self.memory.clone(),
@@ -432,7 +433,7 @@ impl<D: VirtioDevice> Harness<D> {
             device: host,
         };
         let mut function = VirtioPci::<D>::restore(state, host)?;
-        assert_eq!(postcard::to_stdvec(&function.save()).unwrap(), bytes, "what is restored saves as it was");
+        assert_eq!(function.save().encode(version).unwrap(), bytes, "what is restored saves as it was");
         function.bar_moved(0, Some(BAR));
         Ok(Self { function, router, doorbells, ..self })
     }

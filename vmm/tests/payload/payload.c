@@ -95,6 +95,8 @@ struct module { u64 address, size, cmdline, reserved; };
 
 #include "virtio.h"
 
+#include "check.h"
+
 /* Survives a reset: the loader writes nothing there. */
 static volatile u64 *const boots = (u64 *)0x900000UL;
 
@@ -118,6 +120,7 @@ void payload(struct start_info *info) {
     if (word(cmdline, "bad-chain")) bad_chain();
     if (word(cmdline, "entropy")) entropy();
     if (word(cmdline, "load")) disk_load(value(word(cmdline, "load")), value(word(cmdline, "blocks")));
+    if (word(cmdline, "check")) check(value(word(cmdline, "check")), value(word(cmdline, "blocks")));
     if (word(cmdline, "smp")) smp(value(word(cmdline, "smp")));
     if (word(cmdline, "crash")) __asm__ volatile("ud2");
     if (word(cmdline, "spam")) for (u64 n = value(word(cmdline, "spam")); n; n--) line("spam", n);

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)] // a test that cannot go on fails
 
 use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, OnceLock};
@@ -61,6 +62,28 @@ struct Heard {
     more: Condvar,
 }
 
+/// Descriptors for a unit, by name.
+pub type Fds = Vec<(&'static str, OwnedFd)>;
+
+/// Hands descriptors to a `keelson-vmm unit` as init does: open across exec, named in the environment. `command` is the monitor's, or one
+/// that executes it at last.
+pub fn unit(mut command: Command, fds: &Fds) -> Command {
+    let mut names = vec![];
+    for (name, fd) in fds {
+        nix::fcntl::fcntl(fd, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::empty())).unwrap();
+        names.push(format!("{name}:{}", fd.as_raw_fd()));
+    }
+    command.arg("unit").env("KEELSON_FDS", names.join(",")).stdin(Stdio::null());
+    command
+}
+
+/// A file without a name that holds these bytes.
+pub fn file_with(bytes: &[u8]) -> OwnedFd {
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(bytes).unwrap();
+    file.into()
+}
+
 /// A running monitor. Dropping it kills it.
 pub struct Vm {
     pub child: Child,
@@ -91,6 +114,15 @@ fn listen(mut from: impl Read + Send + 'static) -> Arc<Heard> {
 impl Heard {
     fn text(&self) -> String {
         String::from_utf8_lossy(&self.text.lock().unwrap().0).into_owned()
+    }
+
+    /// All of it, to its end.
+    fn all(&self) -> String {
+        let mut text = self.text.lock().unwrap();
+        while !text.1 {
+            text = self.more.wait(text).unwrap();
+        }
+        String::from_utf8_lossy(&text.0).into_owned()
     }
 
     /// Waits until `found` finds something in the text.
@@ -145,6 +177,16 @@ impl Vm {
     /// What the guest has printed so far.
     pub fn printed(&self) -> String {
         self.heard.text()
+    }
+
+    /// All that the guest has printed, once the monitor has ended.
+    pub fn all_printed(&self) -> String {
+        self.heard.all()
+    }
+
+    /// All that the monitor has logged, once it has ended.
+    pub fn all_logged(&self) -> String {
+        self.log.all()
     }
 
     /// What the monitor has logged so far.

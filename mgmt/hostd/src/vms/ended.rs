@@ -143,6 +143,7 @@ impl Vms {
         match record.exit {
             Exit::Code(code) if code == ExitCode::GuestOff as i32 => "The guest switched itself off.".into(),
             Exit::Code(code) if code == ExitCode::Killed as i32 => "It was powered off.".into(),
+            Exit::Code(code) if code == ExitCode::Suspended as i32 => "It was suspended.".into(),
             Exit::Code(code) if code == ExitCode::BadConfig as i32 => {
                 format!("Its monitor could not run the machine{}", why())
             }

@@ -125,6 +125,7 @@ impl FakeVmm {
                     (Reply::Done(Answer::Done), (!life.button_ignored).then_some(0))
                 }
                 Request::Kill => (Reply::Done(Answer::Done), Some(3)),
+                Request::Suspend { .. } => panic!("nobody suspends here"),
                 Request::Watch => panic!("nobody watches here"),
             };
             drop(life);

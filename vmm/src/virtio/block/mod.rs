@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 use super::queue::{ActiveQueue, Turn};
 use super::worker::{Chip, Source, Worker};
 use super::{Activation, Kind, VirtioDevice, read_bytes};
-use crate::devices::saved::{BadState, Saved};
+use crate::devices::saved::{BadState, Saved, versioned};
 use crate::memory::GuestRam;
 use crate::virtio::interrupt::Interrupt;
 use request::{Disk, SECTOR};
@@ -142,6 +142,10 @@ impl VirtioDevice for Block {
         Ok(())
     }
 
+    fn flush(&mut self) -> io::Result<()> {
+        self.disk.flush()
+    }
+
     fn stop(&mut self) -> Vec<ActiveQueue> {
         self.worker.take().map(|worker| worker.stop().queue).into_iter().collect()
     }
@@ -155,9 +159,35 @@ pub struct BlockStateV1 {
     serial: [u8; SERIAL_LENGTH],
 }
 
+versioned!(BlockStateV1 = 1, for tests BlockStateV0 = 0 {
+    sectors: u64,
+    serial: [u8; SERIAL_LENGTH],
+} without { read_only = false });
+
+impl BlockStateV1 {
+    /// Refuses a disk that the configuration describes otherwise: the guest would find another one than it left.
+    pub fn check(&self, read_only: bool, serial: &str) -> Result<(), BadState> {
+        if self.read_only != read_only {
+            let word = |read_only| if read_only { "read-only" } else { "writable" };
+            let problem = format!(
+                "the guest knows a {} disk, the configuration says {}",
+                word(self.read_only),
+                word(read_only)
+            );
+            return Err(BadState::new("read_only", problem));
+        }
+        let known = self.serial.split(|b| *b == 0).next().unwrap_or_default();
+        if known != serial.as_bytes() {
+            let problem =
+                format!("the guest knows `{}`, the configuration says `{serial}`", known.escape_ascii());
+            return Err(BadState::new("serial", problem));
+        }
+        Ok(())
+    }
+}
+
 impl Saved for Block {
     const KIND: &'static str = "virtio-blk";
-    const VERSION: u16 = 1;
     type State = BlockStateV1;
     /// The disk's file.
     type Host = File;

@@ -53,6 +53,11 @@ impl Disk {
         Self { file, read_only, sectors, serial, failing: AtomicBool::new(false) }
     }
 
+    /// Makes everything durable that was written.
+    pub fn flush(&self) -> io::Result<()> {
+        if self.read_only { Ok(()) } else { self.file.sync_data() }
+    }
+
     /// Its size in sectors.
     pub fn sectors(&self) -> u64 {
         self.sectors

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::queue::{ActiveQueue, Broken, Turn};
 use super::worker::{Chip, Source, Worker};
 use super::{Activation, Kind, VirtioDevice, read_bytes};
-use crate::devices::saved::{BadState, Saved};
+use crate::devices::saved::{BadState, Saved, versioned};
 use crate::memory::GuestRam;
 use crate::virtio::interrupt::Interrupt;
 use rx::Receiver;
@@ -209,6 +209,10 @@ impl VirtioDevice for Net {
         Ok(())
     }
 
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn stop(&mut self) -> Vec<ActiveQueue> {
         let Some(chip) = self.worker.take().map(Worker::stop) else { return Vec::new() };
         chip.rx.into_iter().chain(chip.tx).collect()
@@ -231,9 +235,21 @@ pub struct NetStateV1 {
     offered: u64,
 }
 
+versioned!(NetStateV1 = 1, for tests NetStateV0 = 0 { mac: [u8; 6], offered: u64 } without { link = Link::Up });
+
+impl NetStateV1 {
+    /// Refuses an adapter that the configuration gives another address.
+    pub fn check(&self, mac: [u8; 6]) -> Result<(), BadState> {
+        if self.mac == mac {
+            return Ok(());
+        }
+        let problem = format!("the guest knows {:02x?}, the configuration says {mac:02x?}", self.mac);
+        Err(BadState::new("mac", problem))
+    }
+}
+
 impl Saved for Net {
     const KIND: &'static str = "virtio-net";
-    const VERSION: u16 = 1;
     type State = NetStateV1;
     /// The tap.
     type Host = Tap;

@@ -104,6 +104,12 @@ impl<D: VirtioDevice> VirtioPci<D> {
         })
     }
 
+    /// Guest memory, for tests that restore the function.
+    #[cfg(test)]
+    pub(crate) fn memory_for_test(&self) -> GuestRam {
+        self.memory.clone()
+    }
+
     /// The device, for its own tests.
     #[cfg(test)]
     pub(crate) fn device_for_test(&mut self) -> &mut D {
@@ -320,6 +326,10 @@ impl<D: VirtioDevice> PciFunction for VirtioPci<D> {
         if matches!(self.work, Work::Serving) {
             self.work = Work::Parked(self.device.stop());
         }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.device.flush()
     }
 
     fn resume(&mut self) {

@@ -8,14 +8,11 @@ use virtio_queue::QueueT;
 use super::common::{DRIVER_BITS, QueueRegisters, status};
 use super::{VirtioPci, Work};
 use crate::devices::lines::{Doorbells, MsiRouter};
-use crate::devices::saved::{BadState, Saved};
+use crate::devices::saved::{BadState, Saved, Versioned, from_body, to_body, versioned};
 use crate::memory::GuestRam;
 use crate::pci::msix::MsixStateV1;
 use crate::virtio::interrupt::{ISR_CONFIG, ISR_QUEUE, NO_VECTOR};
 use crate::virtio::{COMMON_FEATURES, VirtioDevice, feature};
-
-/// The version of what the transport adds to a device's state.
-const TRANSPORT_VERSION: u16 = 1;
 
 /// A queue.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -48,11 +45,55 @@ struct TransportStateV1 {
     queues: Vec<QueueStateV1>,
 }
 
-/// The state of a function around a device with state `S`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+versioned!(TransportStateV1 = 1, for tests TransportStateV0 = 0 {
+    config_space: Vec<u8>,
+    msix: MsixStateV1,
+    device_feature_select: u32,
+    driver_feature_select: u32,
+    driver_features: u64,
+    queue_select: u16,
+    status: u8,
+    needs_reset: bool,
+    isr: u8,
+    config_vector: u16,
+    queues: Vec<QueueStateV1>,
+} without { generation = 0 });
+
+/// The state of a function around a device with state `S`. Both have versions of their own: the section's has the transport's in the
+/// high byte and the device's in the low one.
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct VirtioPciState<S> {
     transport: TransportStateV1,
     device: S,
+}
+
+impl<S> VirtioPciState<S> {
+    /// The device's part.
+    pub fn device(&self) -> &S {
+        &self.device
+    }
+}
+
+/// The section's version of a transport's and a device's, each below 256.
+const fn joined(transport: u16, device: u16) -> u16 {
+    transport << 8 | device & 0xff
+}
+
+impl<S: Versioned> Versioned for VirtioPciState<S> {
+    const VERSION: u16 = joined(TransportStateV1::VERSION, S::VERSION);
+    const PREVIOUS: u16 = joined(TransportStateV1::PREVIOUS, S::PREVIOUS);
+
+    fn encode(&self, version: u16) -> Result<Vec<u8>, BadState> {
+        to_body(&(self.transport.encode(version >> 8)?, self.device.encode(version & 0xff)?))
+    }
+
+    fn decode(version: u16, body: &[u8]) -> Result<Self, BadState> {
+        let (transport, device): (Vec<u8>, Vec<u8>) = from_body(body)?;
+        Ok(Self {
+            transport: TransportStateV1::decode(version >> 8, &transport)?,
+            device: S::decode(version & 0xff, &device)?,
+        })
+    }
 }
 
 /// What the host gives a restored function.
@@ -76,8 +117,6 @@ impl<H> std::fmt::Debug for TransportHost<H> {
 /// A restored function is paused: it serves its queues from [`crate::pci::function::PciFunction::resume`] on.
 impl<D: VirtioDevice> Saved for VirtioPci<D> {
     const KIND: &'static str = D::KIND;
-    /// The transport's version in the high byte, the device's in the low one.
-    const VERSION: u16 = TRANSPORT_VERSION << 8 | D::VERSION;
     type State = VirtioPciState<D::State>;
     type Host = TransportHost<D::Host>;
 
