@@ -328,10 +328,13 @@ impl Vms {
                         || false,
                         |u| (u.is_some() || self.exit_of(id).is_some()).then_some(()),
                     );
-                    return Ok(format!(
-                        "{name} is powered on ({} ms from the monitor's start to the guest's first instruction)",
-                        status.start_us / 1000
-                    ));
+                    return Ok(match status.start_us / 1000 {
+                        // The monitor has answered before the guest's first instruction.
+                        0 => format!("{name} is powered on"),
+                        ms => format!(
+                            "{name} is powered on ({ms} ms from the monitor's start to the guest's first instruction)"
+                        ),
+                    });
                 }
                 Err(error) => error,
             };
