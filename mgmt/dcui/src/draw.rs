@@ -10,6 +10,7 @@ use crate::form::{Field, Form};
 use crate::menu::Table;
 
 const TOP: Style = Style::new().fg(Color::White).bg(Color::Blue);
+/// Never with `BOLD`: bold black is dark grey on a VGA screen, which nobody reads on cyan.
 const BOTTOM: Style = Style::new().fg(Color::Black).bg(Color::Cyan);
 const ALERT: Style = Style::new().fg(Color::White).bg(Color::Red);
 const DIALOG: Style = Style::new().fg(Color::Black).bg(Color::Gray);
@@ -119,13 +120,7 @@ fn main_screen(app: &App, buffer: &mut Buffer, area: Rect) {
     if let Some(action) = facts.going_down {
         let word =
             if action == keelson_init_control::PowerAction::Reboot { "restarting" } else { "shutting down" };
-        put(
-            buffer,
-            2,
-            y,
-            &format!("This host is {word}. VMs get their power button first."),
-            BOTTOM.add_modifier(Modifier::BOLD),
-        );
+        put(buffer, 2, y, &format!("This host is {word}. VMs get their power button first."), BOTTOM);
         return;
     }
     put(buffer, 2, y, "Download tools to manage this host from:", BOTTOM);
@@ -141,7 +136,7 @@ fn main_screen(app: &App, buffer: &mut Buffer, area: Rect) {
         y += 1;
     }
     for address in addresses.iter().take(3) {
-        put(buffer, 2, y, address, BOTTOM.add_modifier(Modifier::BOLD));
+        put(buffer, 2, y, address, BOTTOM);
         y += 1;
     }
     y += 1;
@@ -156,12 +151,7 @@ fn main_screen(app: &App, buffer: &mut Buffer, area: Rect) {
         y += 2;
     }
     notices(app, buffer, area, y);
-    last_line(
-        buffer,
-        "<F2> Customize System/View Logs",
-        "<F12> Shut Down/Restart",
-        BOTTOM.add_modifier(Modifier::BOLD),
-    );
+    last_line(buffer, "<F2> Customize System/View Logs", "<F12> Shut Down/Restart", BOTTOM);
 }
 
 /// The notices from line `y` on: whole, with what to do, where all fit; else the first line of each, so that every one is named
@@ -239,7 +229,7 @@ fn menu(app: &App, table: Table, selected: usize, buffer: &mut Buffer, area: Rec
         }
     }
     let leave = if table == Table::System { "<Esc> Log Out" } else { "<Esc> Exit" };
-    last_line(buffer, "<Up/Down> Select   <Enter> Change", leave, BOTTOM.add_modifier(Modifier::BOLD));
+    last_line(buffer, "<Up/Down> Select   <Enter> Change", leave, BOTTOM);
 }
 
 fn ask(question: Question, buffer: &mut Buffer, area: Rect) {
@@ -298,7 +288,7 @@ fn dialog(title: &str, lines: &[String], hints: &str, buffer: &mut Buffer, area:
         place.right().saturating_sub(width(hints) + 2),
         place.bottom().saturating_sub(1),
         hints,
-        DIALOG.add_modifier(Modifier::BOLD),
+        DIALOG,
     );
     Position::new(place.x + 2, place.y + 2)
 }
@@ -390,7 +380,7 @@ fn logs(lines: &[String], up: usize, error: Option<&str>, buffer: &mut Buffer, a
     for (line, y) in lines.iter().take(end).skip(end.saturating_sub(room)).zip(top..) {
         put(buffer, 0, y, line, style);
     }
-    let bar = BOTTOM.add_modifier(Modifier::BOLD);
+    let bar = BOTTOM;
     fill(buffer, Rect { y: area.bottom().saturating_sub(1), height: 1, ..area }, BOTTOM);
     last_line(buffer, "<Up/Down/PgUp/PgDn> Scroll   <End> Latest", "<Esc> Exit", bar);
 }
