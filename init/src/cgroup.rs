@@ -64,8 +64,11 @@ impl Groups {
                 log::info!("unit {unit}: the limit {file} = {value} is not enforced: {e}");
             }
         };
+        // Not a limit that somebody asked for: where groups have no such file, as in a container, there is nothing to say.
+        if let Err(e) = fs::write(group.path.join("cpu.weight"), weight(unit).to_string()) {
+            log::debug!("unit {unit} has no weight of its own: {e}");
+        }
         limit("memory.max", limits.memory_bytes.map(|v| v.to_string()));
-        limit("cpu.weight", Some(weight(unit).to_string()));
         limit("pids.max", limits.threads.map(|v| v.to_string()));
         Some(group)
     }
