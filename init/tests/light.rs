@@ -109,9 +109,12 @@ fn a_daemon_that_dies_comes_back_later_each_time_and_its_ends_are_kept() {
     let status = host.wait(UnitId::Hostd, |s| s.state == UnitState::Running && s.restarts >= 3);
     let old = status.pid;
     host.wait_log("hostd", "well now");
+    fs::write(host.root().join("scripts/hostd"), "log well again").unwrap();
     host.client().tell(&Request::Kill { unit: UnitId::Hostd }).unwrap();
     let status = host.wait(UnitId::Hostd, |s| s.state == UnitState::Running && s.pid != old);
     assert_eq!(status.exits.last().unwrap().exit, Exit::Signal(9));
+    // It runs before it heeds SIGTERM.
+    host.wait_log("hostd", "well again");
     let old = status.pid;
     host.client().tell(&Request::Restart { unit: UnitId::Hostd }).unwrap();
     let status = host.wait(UnitId::Hostd, |s| s.state == UnitState::Running && s.pid != old);

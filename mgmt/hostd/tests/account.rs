@@ -115,13 +115,13 @@ fn wrong_credentials_are_slowed_and_told_nothing() {
     assert_eq!(tokenless.get("/host").value(), answers[0], "a missing token is told as little");
     assert_eq!(host.network().with("keelson-session-0").get("/host").status, 401);
     assert!(begun.elapsed() >= Duration::from_millis(750), "{:?}", begun.elapsed());
-    // A right token is not slowed by what others did from there.
+    // A right token is not slowed by what others did from there: each of the five would wait a second, by now.
     let begun = Instant::now();
     let mut right = host.network().with(&token);
     for _ in 0..5 {
         assert_eq!(right.get("/tokens").status, 200);
     }
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
     // The local socket counts apart, and the right password works after the wait.
     assert_eq!(
         host.local()
