@@ -97,7 +97,8 @@ impl Builder {
             let children =
                 fs::read_to_string(format!("/proc/{0}/task/{0}/children", child.id())).unwrap_or_default();
             if let Some(pid) = children.split_whitespace().next().and_then(|p| p.parse().ok())
-                && socket(pid).exists()
+                // The file is there a moment before it is listened on.
+                && Client::connect_to(socket(pid)).is_ok()
             {
                 break pid;
             }
