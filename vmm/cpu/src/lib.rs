@@ -1,7 +1,7 @@
 //! What processor a guest sees: named definitions, what of them a host can run, and the CPUID table that is made of one.
 //!
-//! Everything here is computed from tables that the caller has read (KVM_GET_SUPPORTED_CPUID); nothing is opened or executed. So the
-//! monitor, the host agent and whoever compares two hosts come to the same result.
+//! [`Supported`] asks an open KVM; everything else is computed from tables, and nothing is executed. So the monitor, the host agent and
+//! whoever compares two hosts come to the same result.
 
 mod choice;
 mod definition;
@@ -11,6 +11,7 @@ mod leaf;
 mod model;
 mod passthrough;
 mod present;
+mod supported;
 mod topology;
 
 pub use choice::{best_for, common, masks_for};
@@ -21,6 +22,7 @@ pub use leaf::{Leaf, Register};
 pub use model::{Cache, CacheKind, Component, Missing, Model, list};
 pub use passthrough::passthrough;
 pub use present::{Platform, materialise};
+pub use supported::Supported;
 pub use topology::{Topology, TopologyError};
 
 /// IA32_ARCH_CAPABILITIES (Intel SDM volume 4): what the processor says of its own weaknesses.

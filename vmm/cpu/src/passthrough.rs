@@ -4,6 +4,7 @@ use crate::feature::{FeatureSet, Kind};
 use crate::leaf::{Leaf, Register};
 use crate::model::component_feature;
 use crate::present::levels;
+use crate::supported::Supported;
 use crate::topology::Topology;
 
 /// Leaf 1, EDX: more than one logical processor in the package.
@@ -11,14 +12,9 @@ const HTT: u32 = 1 << 28;
 /// Bits of leaf 1 EDX that 0x8000_0001 EDX repeats on AMD's processors.
 const AMD_REPEATED: u32 = 0x0183_f3ff;
 
-/// The table of the vCPU with this index. `supported` is KVM's, `tsc_deadline` whether its local APICs have the TSC deadline.
-pub fn passthrough(
-    supported: &[Leaf],
-    topology: &Topology,
-    index: u32,
-    tsc_deadline: bool,
-    masks: &FeatureSet,
-) -> Vec<Leaf> {
+/// The table of the vCPU with this index, without the masked features and what needs them.
+pub fn passthrough(supported: &Supported, topology: &Topology, index: u32, masks: &FeatureSet) -> Vec<Leaf> {
+    let Supported { table: supported, tsc_deadline, .. } = supported;
     let id = topology.apic_id(index);
     let (shift, threads) = (topology.socket_shift(), topology.thread_bits());
     // Leaf 0xb is written anew, 0x1f and 0x8000_0026 (the vendors' extensions of it) would contradict it.
@@ -34,7 +30,7 @@ pub fn passthrough(
                 // Brand and CLFLUSH size stay; the count of ids and the initial APIC id are 8-bit fields.
                 leaf.ebx = leaf.ebx & 0xffff | 1u32.wrapping_shl(shift).min(255) << 16 | (id & 0xff) << 24;
                 leaf.ecx |= 1 << 31 | 1 << 21; // a hypervisor, x2APIC
-                leaf.ecx = leaf.ecx & !(1 << 24) | u32::from(tsc_deadline) << 24;
+                leaf.ecx = leaf.ecx & !(1 << 24) | u32::from(*tsc_deadline) << 24;
                 leaf.edx = if topology.in_socket() > 1 { leaf.edx | HTT } else { leaf.edx & !HTT };
             }
             // Intel's caches: ids that share it less one (bits 25:14), cores in the package less one (bits 31:26).

@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, clippy::panic)] // a test ends by panicking
 
 use keelson_vmm_cpu::{
-    FeatureSet, HostCpu, Leaf, Missing, Model, Platform, Register, Topology, best_for, check_masks, common,
-    definitions, find, list, masks_for, materialise, passthrough,
+    FeatureSet, HostCpu, Leaf, Missing, Model, Platform, Register, Supported, Topology, best_for,
+    check_masks, common, definitions, find, list, masks_for, materialise, passthrough,
 };
 use proptest::prelude::*;
 
@@ -14,25 +14,24 @@ fn number(text: &str) -> u64 {
     }
 }
 
-fn table(name: &str) -> (Vec<Leaf>, u64) {
+fn machine(name: &str) -> Supported {
     let path = format!("{}/testdata/{name}.txt", env!("CARGO_MANIFEST_DIR"));
-    let (mut leaves, mut arch_capabilities) = (Vec::new(), 0);
+    let mut supported = Supported { table: Vec::new(), arch_capabilities: 0, tsc_deadline: true };
     for line in std::fs::read_to_string(path).unwrap().lines().filter(|l| !l.starts_with('#')) {
         let words: Vec<&str> = line.split_whitespace().collect();
         if words[0] == "msr" {
-            arch_capabilities = number(words[2]);
+            supported.arch_capabilities = number(words[2]);
             continue;
         }
         let n = |at: usize| u32::try_from(number(words[at])).unwrap();
         let registers = [n(3), n(4), n(5), n(6)];
-        leaves.push(Leaf { indexed: n(2) == 1, ..Leaf::indexed(n(0), n(1), registers) });
+        supported.table.push(Leaf { indexed: n(2) == 1, ..Leaf::indexed(n(0), n(1), registers) });
     }
-    (leaves, arch_capabilities)
+    supported
 }
 
 fn host(name: &str) -> HostCpu {
-    let (leaves, arch_capabilities) = table(name);
-    HostCpu::of(&leaves, arch_capabilities, true)
+    machine(name).host()
 }
 
 fn none() -> FeatureSet {
@@ -182,14 +181,14 @@ fn a_masked_feature_takes_its_xsave_components_along() {
 
 #[test]
 fn a_guest_with_the_hosts_processor_has_the_machines_topology_and_no_masked_feature() {
-    let (supported, _) = table("xeon-6330");
+    let supported = machine("xeon-6330");
     let topology = Topology::one_socket(5);
-    let seen = passthrough(&supported, &topology, 3, true, &none());
+    let seen = passthrough(&supported, &topology, 3, &none());
     assert_eq!(get(&seen, 1, 0).ebx, 3 << 24 | 8 << 16 | 0x800);
     assert_eq!(get(&seen, 0xb, 1), Leaf::indexed(0xb, 1, [3, 5, 0x201, 3]));
     assert_eq!(get(&seen, 4, 3).eax, 7 << 26 | 7 << 14 | 0x163);
     assert_eq!(get(&seen, 0xd, 0).eax, 0x2e7);
-    let seen = passthrough(&supported, &topology, 3, true, &check_masks(["avx512f", "rdseed"]).unwrap());
+    let seen = passthrough(&supported, &topology, 3, &check_masks(["avx512f", "rdseed"]).unwrap());
     let features = HostCpu::of(&seen, 0, false).features;
     assert!(
         !features.has("avx512f")
@@ -200,7 +199,12 @@ fn a_guest_with_the_hosts_processor_has_the_machines_topology_and_no_masked_feat
     assert_eq!((get(&seen, 0xd, 0).eax, get(&seen, 0xd, 0).ecx), (0x207, 0xa88));
     assert!(absent(&seen, 0xd, 5) && !absent(&seen, 0xd, 9));
     // One vCPU: no topology of the host shows.
-    let alone = passthrough(&table("epyc-9004").0, &Topology::one_socket(1), 0, false, &none());
+    let alone = passthrough(
+        &Supported { tsc_deadline: false, ..machine("epyc-9004") },
+        &Topology::one_socket(1),
+        0,
+        &none(),
+    );
     assert_eq!((get(&alone, 1, 0).ebx >> 16, get(&alone, 1, 0).edx >> 28 & 1), (1, 0));
     assert_eq!(get(&alone, 1, 0).ecx >> 24 & 1, 0);
     assert_eq!(get(&alone, 0x8000_0008, 0).ecx, 0);
@@ -229,14 +233,15 @@ proptest! {
         leaves in proptest::collection::vec(any_leaf(), 0..60), msr: u64, deadline: bool,
         vcpus in 1u32..255, masked in proptest::sample::subsequence(vec!["avx", "xsave", "rdrand", "x2apic", "sse3", "pku"], 0..6),
     ) {
-        let host = HostCpu::of(&leaves, msr, deadline);
+        let supported = Supported { table: leaves, arch_capabilities: msr, tsc_deadline: deadline };
+        let host = supported.host();
         for definition in definitions() {
             let _ = list(&definition.fits(&host, &none()));
         }
         let _ = (best_for(&host), common(&[&host, &host]), masks_for(&definitions()[3], &[&host]));
         let masks = check_masks(masked).unwrap();
-        let seen = passthrough(&leaves, &Topology::one_socket(vcpus), vcpus - 1, deadline, &masks);
-        prop_assert!(seen.len() <= leaves.len() + 3);
+        let seen = passthrough(&supported, &Topology::one_socket(vcpus), vcpus - 1, &masks);
+        prop_assert!(seen.len() <= supported.table.len() + 3);
         let features = HostCpu::of(&seen, 0, false).features;
         prop_assert!(masks.iter().all(|f| !features.has(f.name())));
     }

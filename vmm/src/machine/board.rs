@@ -82,14 +82,17 @@ impl Board {
             first_run: Arc::clone(first_run),
         });
         let mut vcpus = Vec::new();
-        for id in 0..parts.config.vcpus {
+        let processor = parts.host.processor();
+        for index in 0..parts.config.vcpus {
+            let id = processor.apic_id(index);
             let vcpu = vm.create_vcpu(id.into()).map_err(doing("create a vCPU"))?;
-            set_up(&vcpu, id, parts.host.topology(), (id == 0).then_some(entry))?;
+            set_up(&vcpu, index, processor, (index == 0).then_some(entry))?;
             vcpus.push(vcpu);
         }
         let mut board = Self { gate, threads: vec![], power, pci, _vm: vm, ram, born: Instant::now() };
         for (id, vcpu) in (0..).zip(vcpus) {
-            let started = vcpu::start(id, vcpu, Arc::clone(&around));
+            let affinity = parts.config.cpu.affinity_of(id);
+            let started = vcpu::start(id, vcpu, Arc::clone(&around), affinity);
             board
                 .threads
                 .push(started.map_err(|source| KvmError::System { what: "start a vCPU's thread", source })?);
@@ -163,9 +166,10 @@ impl Drop for Board {
 /// processors (RCU) while it makes interrupt controllers and timer, and a stock kernel takes as long to copy.
 fn create_and_load(parts: &mut Parts, ram: &GuestRam) -> Result<(VmFd, Entry), BuildError> {
     let Parts { config, host, payload, .. } = parts;
+    let ids: Vec<u32> = (0..config.vcpus).map(|n| host.processor().apic_id(n)).collect();
     std::thread::scope(|scope| {
         let load = move || {
-            let rsdp = crate::acpi::write(ram, config.vcpus)?;
+            let rsdp = crate::acpi::write(ram, &ids)?;
             crate::boot::load(ram, payload, rsdp)
         };
         let loader = std::thread::Builder::new().name("load".into()).spawn_scoped(scope, load);

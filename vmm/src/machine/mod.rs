@@ -17,6 +17,7 @@ use keelson_wire::Stream;
 
 use board::Board;
 pub use slots::DeviceError;
+pub(crate) use vcpu::cpu_set;
 
 use crate::boot::{BootError, Payload};
 use crate::console::Console;
