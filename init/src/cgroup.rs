@@ -64,11 +64,15 @@ impl Groups {
                 log::info!("unit {unit}: the limit {file} = {value} is not enforced: {e}");
             }
         };
-        // Not a limit that somebody asked for: where groups have no such file, as in a container, there is nothing to say.
-        if let Err(e) = fs::write(group.path.join("cpu.weight"), weight(unit).to_string()) {
+        limit("memory.max", limits.memory_bytes.map(|v| v.to_string()));
+        let weight = limits.cpu_weight.unwrap_or_else(|| weight(unit)).clamp(1, 10_000).to_string();
+        if limits.cpu_weight.is_some() {
+            limit("cpu.weight", Some(weight));
+        } else if let Err(e) = fs::write(group.path.join("cpu.weight"), weight) {
+            // Not a limit that somebody asked for: where groups have no such file, as in a container, there is nothing to say.
             log::debug!("unit {unit} has no weight of its own: {e}");
         }
-        limit("memory.max", limits.memory_bytes.map(|v| v.to_string()));
+        limit("cpu.max", limits.cpu_limit_percent.map(maximum));
         limit("pids.max", limits.threads.map(|v| v.to_string()));
         Some(group)
     }
@@ -108,6 +112,12 @@ fn weight(unit: UnitId) -> u32 {
         UnitId::Dcui(_) => 200,
         UnitId::Vm(_) => 100,
     }
+}
+
+/// `cpu.max` for so much of one processor: microseconds in each period of 100 milliseconds. The kernel takes no less than one.
+fn maximum(percent: u32) -> String {
+    const PERIOD_US: u64 = 100_000;
+    format!("{} {PERIOD_US}", (u64::from(percent) * PERIOD_US / 100).max(1000))
 }
 
 const LIGHT: &str = "keelson-light-";
@@ -173,5 +183,32 @@ fn remove_below(base: &Path) {
         if entry.file_type().is_ok_and(|t| t.is_dir()) {
             let _ = fs::remove_dir(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_told_as_the_kernel_wants_it() {
+        assert_eq!(maximum(150), "150000 100000");
+        assert_eq!(maximum(0), "1000 100000");
+        assert_eq!(maximum(u32::MAX), "4294967295000 100000");
+    }
+
+    #[test]
+    fn a_group_gets_its_weight_and_its_maximum() {
+        let base = tempfile::tempdir().unwrap();
+        let groups = Groups { base: Some(base.path().to_owned()), _alive: None };
+        let id = UnitId::Vm(uuid::Uuid::nil());
+        let written = |limits| {
+            let group = groups.open(id, limits).unwrap();
+            let read = |file: &str| fs::read_to_string(group.path.join(file)).ok();
+            (read("cpu.weight"), read("cpu.max"))
+        };
+        assert_eq!(written(VmLimits::default()), (Some("100".into()), None));
+        let limits = VmLimits { cpu_weight: Some(250), cpu_limit_percent: Some(50), ..VmLimits::default() };
+        assert_eq!(written(limits), (Some("250".into()), Some("50000 100000".into())));
     }
 }

@@ -164,7 +164,7 @@ fn a_machine_runs_alone_with_its_descriptors_and_its_memory_outlives_it() {
         id,
         fds: vec!["script".into(), "memory".into()],
         keep: vec!["memory".into()],
-        limits: VmLimits { memory_bytes: Some(1 << 30), threads: Some(100) },
+        limits: VmLimits { memory_bytes: Some(1 << 30), threads: Some(100), ..VmLimits::default() },
     };
     let began = Instant::now();
     client.tell_with_fds(&request, &[file.as_fd(), memory.as_fd()]).unwrap();

@@ -9,7 +9,10 @@ use std::path::{Path, PathBuf};
 
 use clap::{Args, Parser, Subcommand};
 use keelson_init_control::fds::{FdsError, Given};
-use keelson_vmm_control::{Boot, Client, Disk, MachineConfig, Nic, Request, StateSet, fd_names};
+use keelson_vmm_control::{
+    Boot, Client, Cpu, CpuIdentity, Disk, MachineConfig, Nic, Request, StateSet, cpu_list, fd_names,
+};
+use keelson_vmm_cpu::{HOST, MaskError, Topology, UnknownDefinition, check_masks};
 use uuid::Uuid;
 
 use crate::kvm::KvmError;
@@ -64,6 +67,18 @@ struct Run {
     /// How many vCPUs.
     #[arg(long, default_value_t = 1, value_name = "N")]
     cpus: u32,
+    /// What processor the guest sees: a definition's name, or `host`.
+    #[arg(long, default_value = HOST, value_name = "NAME")]
+    cpu: String,
+    /// Processor features that the guest does not see, nor what needs them.
+    #[arg(long, value_delimiter = ',', value_name = "FEATURE,...")]
+    cpu_mask: Vec<String>,
+    /// How vCPUs are arranged; one socket of single-threaded cores otherwise.
+    #[arg(long, value_name = "SOCKETS:CORES:THREADS", value_parser = topology)]
+    cpu_topology: Option<Topology>,
+    /// The host processors that vCPUs run on, such as 0-3,8: given once for all vCPUs, or once for each.
+    #[arg(long, value_name = "LIST")]
+    cpu_affinity: Vec<String>,
     /// How much memory, in MiB.
     #[arg(long, default_value_t = 512, value_name = "MIB")]
     memory: u64,
@@ -135,6 +150,16 @@ impl TapWord {
     }
 }
 
+fn topology(word: &str) -> Result<Topology, String> {
+    let mut numbers = word.split(':').map(str::parse);
+    match (numbers.next(), numbers.next(), numbers.next(), numbers.next()) {
+        (Some(Ok(sockets)), Some(Ok(cores)), Some(Ok(threads)), None) => {
+            Ok(Topology { sockets, cores, threads })
+        }
+        _ => Err("write it as SOCKETS:CORES:THREADS, such as 1:4:2".into()),
+    }
+}
+
 /// Why the words did not become a machine.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
@@ -178,6 +203,15 @@ pub enum CliError {
     /// A running machine's monitor.
     #[error(transparent)]
     Monitor(#[from] keelson_vmm_control::Error),
+    /// The processor's name.
+    #[error(transparent)]
+    Definition(#[from] UnknownDefinition),
+    /// A masked feature.
+    #[error(transparent)]
+    Mask(#[from] MaskError),
+    /// A list of host processors.
+    #[error("--cpu-affinity: {0}")]
+    Affinity(String),
     /// What init handed in.
     #[error(transparent)]
     Given(#[from] FdsError),
@@ -240,15 +274,36 @@ fn restore(dir: &Path) -> Result<Restore, CliError> {
 }
 
 impl Run {
+    /// The processor. A definition for several vendors takes the host's.
+    fn cpu(&self, kvm: &OwnedFd) -> Result<Cpu, CliError> {
+        let masks = check_masks(self.cpu_mask.iter().map(String::as_str))?;
+        let identity = if self.cpu == HOST {
+            CpuIdentity::Host { masks }
+        } else {
+            let definition = keelson_vmm_cpu::find(&self.cpu)?;
+            let fd = kvm
+                .try_clone()
+                .map_err(|source| KvmError::System { what: "duplicate a descriptor", source })?;
+            let host = crate::kvm::host_cpu(&crate::sys::kvm(fd))?;
+            CpuIdentity::Model(Box::new(definition.resolve(&host.vendor, &masks)))
+        };
+        let affinity = self.cpu_affinity.iter().map(|text| cpu_list(text)).collect::<Result<_, _>>();
+        let affinity = affinity.map_err(CliError::Affinity)?;
+        Ok(Cpu { identity, topology: self.cpu_topology, affinity })
+    }
+
     fn setup(self) -> Result<Setup, CliError> {
         let restore = self.restore.as_deref().map(restore).transpose()?;
         // A machine that is brought back is the one that it was.
         let uuid = restore.as_ref().map(|r| IdentityV1::peek(&r.state.sections)).transpose()?;
+        let kvm = crate::kvm::open()?;
+        let cpu = self.cpu(&kvm)?;
         let config = MachineConfig {
             name: self.name,
             uuid: uuid.map_or_else(Uuid::new_v4, |identity| identity.uuid()),
             vcpus: self.cpus,
             memory_mib: self.memory,
+            cpu,
             boot: Boot { cmdline: self.cmdline },
             disks: (0..)
                 .zip(&self.disks)
@@ -273,7 +328,7 @@ impl Run {
         };
         Ok(Setup {
             config,
-            kvm: crate::kvm::open()?,
+            kvm,
             memory: None,
             restore,
             kernel: open("the kernel file", &self.kernel, OpenOptions::new().read(true))?,

@@ -7,10 +7,12 @@ use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use keelson_vmm_control::{ConfigError, ExitCode, MachineConfig};
+use keelson_vmm_control::{ConfigError, Cpu, ExitCode, MachineConfig};
+use nix::sched::{sched_getaffinity, sched_setaffinity};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::time::{ClockId, clock_gettime};
+use nix::unistd::Pid;
 
 use crate::boot::Payload;
 use crate::console::{Carrier, Console, Ends, Heard, LogFile};
@@ -97,7 +99,8 @@ pub fn run(setup: Setup, executed: Instant) -> Result<ExitCode, LaunchError> {
     setup.config.validate()?;
     let signals = take_signals(setup.stdio).map_err(doing("take signals"))?;
     crate::sys::install_kick().map_err(doing("install the signal that stops vCPUs"))?;
-    let host = Host::new(setup.kvm, setup.config.vcpus)?;
+    check_affinity(&setup.config.cpu)?;
+    let host = Host::new(setup.kvm, setup.config.vcpus, &setup.config.cpu)?;
     let memory = Memory::new(setup.config.memory_mib, setup.memory)?;
     let console = Arc::new(Console::new().map_err(doing("make the console"))?);
     let payload = Payload {
@@ -155,6 +158,28 @@ pub fn run(setup: Setup, executed: Instant) -> Result<ExitCode, LaunchError> {
     carrier.finish();
     drop(terminal);
     Ok(code)
+}
+
+/// Finds out whether the host has the processors that vCPUs are pinned to, by moving this thread there and back: the vCPUs' own
+/// threads come later, when nobody hears a refusal any more.
+fn check_affinity(cpu: &Cpu) -> Result<(), ConfigError> {
+    let here = Pid::from_raw(0);
+    let Ok(before) = sched_getaffinity(here) else { return Ok(()) };
+    for (n, list) in cpu.affinity.iter().enumerate() {
+        for processor in list {
+            let set = crate::machine::cpu_set(&[*processor]);
+            if let Err(e) = set.and_then(|set| sched_setaffinity(here, &set)) {
+                let problem = format!("host processor {processor} cannot be used: {e}");
+                return Err(ConfigError { field: format!("cpu.affinity[{n}]"), problem });
+            }
+        }
+    }
+    if !cpu.affinity.is_empty()
+        && let Err(e) = sched_setaffinity(here, &before)
+    {
+        log::warn!("the monitor's own threads stay on the last vCPU's processor: {e}");
+    }
+    Ok(())
 }
 
 /// Signals come by descriptor from here on, in every thread that starts after this.

@@ -321,6 +321,7 @@ fn unit_config(cmdline: &str) -> keelson_vmm_control::MachineConfig {
         uuid: uuid::Uuid::from_u128(7),
         vcpus: 1,
         memory_mib: 64,
+        cpu: keelson_vmm_control::Cpu::default(),
         boot: keelson_vmm_control::Boot { cmdline: cmdline.into() },
         disks: vec![],
         nics: vec![],

@@ -424,6 +424,7 @@ fn unit_fds(given: &Given, userfaultfd: bool) -> Fds {
         uuid: given.status.uuid,
         vcpus: 1,
         memory_mib: 96,
+        cpu: keelson_vmm_control::Cpu::default(),
         boot: Boot { cmdline: CHECK.into() },
         disks: vec![Disk { fd: "root".into(), read_only: false, serial: "kept".into() }],
         nics: vec![],

@@ -169,6 +169,12 @@ pub struct VmLimits {
     /// `pids.max`: threads.
     #[serde(default)]
     pub threads: Option<u32>,
+    /// `cpu.weight`, 1 to 10000; 100 is usual.
+    #[serde(default)]
+    pub cpu_weight: Option<u32>,
+    /// `cpu.max`, in percent of one processor.
+    #[serde(default)]
+    pub cpu_limit_percent: Option<u32>,
 }
 
 #[cfg(test)]

@@ -43,6 +43,12 @@ pub struct Host {
     pub hardware: Option<String>,
     /// Its processors.
     pub cpu: Cpu,
+    /// What its processors can show to guests; missing where there is no KVM.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_identity: Option<crate::CpuIdentity>,
+    /// The CPU definition beyond which no new VM goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_baseline: Option<String>,
     /// Its memory.
     pub memory: Memory,
     /// Whether it can run VMs.
@@ -123,6 +129,9 @@ pub struct HostUpdate {
     /// The host's name (RFC 1123).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hostname: Option<String>,
+    /// The CPU definition beyond which no new VM goes; an empty text removes it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_baseline: Option<String>,
 }
 
 /// Shut down or restart the host.

@@ -38,6 +38,7 @@
 mod account;
 #[cfg(feature = "client")]
 pub mod client;
+mod cpu;
 mod datastore;
 mod fault;
 mod host;
@@ -46,6 +47,7 @@ mod task;
 mod vm;
 
 pub use account::{IssuedToken, Login, NewToken, PasswordChange, Session, Token};
+pub use cpu::{CpuIdentity, VmCpu};
 pub use datastore::{Datastore, FileEntry, FileKind};
 pub use fault::{Fault, Problem};
 pub use host::{

@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::VmCpu;
+
 /// A virtual machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Vm {
@@ -18,6 +20,9 @@ pub struct Vm {
     pub vcpus: u32,
     /// Its memory, in MiB.
     pub memory_mib: u64,
+    /// Its processor.
+    #[serde(default)]
+    pub cpu: VmCpu,
     /// The kernel it boots, `[datastore] path`.
     pub kernel: String,
     /// The initramfs, `[datastore] path`.
@@ -149,6 +154,9 @@ pub struct VmSpec {
     pub vcpus: u32,
     /// Memory, in MiB, from 16.
     pub memory_mib: u64,
+    /// Its processor.
+    #[serde(default, skip_serializing_if = "VmCpu::is_default")]
+    pub cpu: VmCpu,
     /// The kernel (bzImage or PVH ELF), `[datastore] path`.
     pub kernel: String,
     /// The initramfs, `[datastore] path`.
@@ -205,6 +213,9 @@ pub struct VmUpdate {
     /// Memory, in MiB.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_mib: Option<u64>,
+    /// The processor (the whole of it, but that a missing definition leaves the present one).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu: Option<VmCpu>,
     /// The kernel.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub kernel: Option<String>,

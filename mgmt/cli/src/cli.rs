@@ -119,6 +119,13 @@ pub(crate) enum HostCommand {
         /// A host name (RFC 1123).
         name: String,
     },
+    /// What the host's processors can show to guests: features, CPU definitions, the baseline.
+    Cpu,
+    /// Set the CPU definition beyond which no new VM goes; `none` removes it.
+    SetCpuBaseline {
+        /// A definition's name.
+        definition: String,
+    },
     /// Shut down or restart the host.
     Power {
         /// Which.
@@ -273,7 +280,7 @@ pub(crate) struct Create {
     #[arg(required_unless_present = "file")]
     pub(crate) name: Option<String>,
     /// Read the whole specification, the API's JSON, from this file (`-`: standard input).
-    #[arg(short, long, conflicts_with_all = ["name", "vcpus", "memory", "kernel", "initramfs", "cmdline", "disks", "nics", "datastore"], value_name = "FILE")]
+    #[arg(short, long, conflicts_with_all = ["name", "vcpus", "memory", "cpu", "cpu_mask", "cores_per_socket", "threads_per_core", "cpu_affinity", "cpu_shares", "cpu_limit", "cpu_reservation", "kernel", "initramfs", "cmdline", "disks", "nics", "datastore"], value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
     /// vCPUs.
     #[arg(long, default_value_t = 1)]
@@ -281,6 +288,8 @@ pub(crate) struct Create {
     /// Memory: 512M, 2G, or a number of MiB.
     #[arg(long, default_value = "512M", value_parser = mebibytes)]
     pub(crate) memory: u64,
+    #[command(flatten)]
+    pub(crate) cpu: CpuWords,
     /// The kernel: "[datastore] path" or datastore:path.
     #[arg(long, required_unless_present = "file")]
     pub(crate) kernel: Option<Place>,
@@ -302,7 +311,7 @@ pub(crate) struct Create {
 }
 
 #[derive(Debug, Args)]
-#[command(group = clap::ArgGroup::new("what").required(true).multiple(true))]
+#[command(group = clap::ArgGroup::new("what").required(true).multiple(true).args(CPU_WORDS))]
 pub(crate) struct Set {
     /// Its name or id.
     pub(crate) vm: String,
@@ -312,6 +321,8 @@ pub(crate) struct Set {
     /// Memory: 512M, 2G, or a number of MiB.
     #[arg(long, value_parser = mebibytes, group = "what")]
     pub(crate) memory: Option<u64>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuWords,
     /// The kernel: "[datastore] path" or datastore:path.
     #[arg(long, group = "what")]
     pub(crate) kernel: Option<Place>,
@@ -330,6 +341,96 @@ pub(crate) struct Set {
     /// Take all network adapters away.
     #[arg(long, group = "what")]
     pub(crate) no_nics: bool,
+}
+
+/// The ids of [`CpuWords`].
+const CPU_WORDS: [&str; 8] = [
+    "cpu",
+    "cpu_mask",
+    "cores_per_socket",
+    "threads_per_core",
+    "cpu_affinity",
+    "cpu_shares",
+    "cpu_limit",
+    "cpu_reservation",
+];
+
+/// A VM's processor. `vm set` leaves what is not given as it is; an empty list, or the word `none`, takes away.
+#[derive(Debug, Default, Args)]
+pub(crate) struct CpuWords {
+    /// What the guest sees: a CPU definition's name, or `host`.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) cpu: Option<String>,
+    /// Processor features that the guest does not see, nor what needs them.
+    #[arg(long, value_delimiter = ',', value_name = "FEATURE,...")]
+    pub(crate) cpu_mask: Option<Vec<String>>,
+    /// Cores of a socket; all in one otherwise.
+    #[arg(long, value_name = "N|none", value_parser = number_or_none)]
+    pub(crate) cores_per_socket: Option<NumberOrNone>,
+    /// Threads of a core; 1 otherwise.
+    #[arg(long, value_name = "N|none", value_parser = number_or_none)]
+    pub(crate) threads_per_core: Option<NumberOrNone>,
+    /// The host processors that vCPUs run on, such as 0-3,8: given once for all vCPUs, or once for each.
+    #[arg(long, value_name = "LIST")]
+    pub(crate) cpu_affinity: Option<Vec<String>>,
+    /// The share where processors are short, 10 to 100000; 1000 is usual.
+    #[arg(long, value_name = "N|none", value_parser = number_or_none)]
+    pub(crate) cpu_shares: Option<NumberOrNone>,
+    /// The most that it may use, in percent of one host processor.
+    #[arg(long, value_name = "PERCENT|none", value_parser = number_or_none)]
+    pub(crate) cpu_limit: Option<NumberOrNone>,
+    /// What it is to have in any case, in percent of one host processor.
+    #[arg(long, value_name = "PERCENT|none", value_parser = number_or_none)]
+    pub(crate) cpu_reservation: Option<NumberOrNone>,
+}
+
+/// A number, or that there is to be none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct NumberOrNone(pub(crate) Option<u32>);
+
+fn number_or_none(text: &str) -> Result<NumberOrNone, String> {
+    match text {
+        "none" => Ok(NumberOrNone(None)),
+        _ => text.parse().map(|n| NumberOrNone(Some(n))).map_err(|_| "give a number, or `none`".into()),
+    }
+}
+
+impl CpuWords {
+    /// Whether nothing was given.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.cpu.is_none()
+            && self.cpu_mask.is_none()
+            && self.cpu_affinity.is_none()
+            && [
+                self.cores_per_socket,
+                self.threads_per_core,
+                self.cpu_shares,
+                self.cpu_limit,
+                self.cpu_reservation,
+            ]
+            .iter()
+            .all(Option::is_none)
+    }
+
+    /// The processor with what was given.
+    pub(crate) fn applied(&self, to: &keelson_api::VmCpu) -> keelson_api::VmCpu {
+        let number = |given: Option<NumberOrNone>, present| given.map_or(present, |n| n.0);
+        let list = |given: &Option<Vec<String>>, present: &[String]| {
+            let mut list = given.clone().unwrap_or_else(|| present.to_vec());
+            list.retain(|text| !text.is_empty() && text != "none");
+            list
+        };
+        keelson_api::VmCpu {
+            definition: self.cpu.clone().or_else(|| to.definition.clone()),
+            masks: list(&self.cpu_mask, &to.masks),
+            cores_per_socket: number(self.cores_per_socket, to.cores_per_socket),
+            threads_per_core: number(self.threads_per_core, to.threads_per_core),
+            affinity: list(&self.cpu_affinity, &to.affinity),
+            shares: number(self.cpu_shares, to.shares),
+            limit_percent: number(self.cpu_limit, to.limit_percent),
+            reservation_percent: number(self.cpu_reservation, to.reservation_percent),
+        }
+    }
 }
 
 /// MiB, written `512M`, `2G`, `1T` or as a plain number.

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use keelson_api::client::{Client, LogQuery};
-use keelson_api::{Host, HostPower, HostPowerAction, HostUpdate, LogLine, PasswordChange};
+use keelson_api::{Cpu, CpuIdentity, Host, HostPower, HostPowerAction, HostUpdate, LogLine, PasswordChange};
+
+use serde::Serialize;
 
 use crate::cli::{Agent, HostCommand, HostPowerArgument, Logs};
 use crate::failure::Failure;
@@ -17,7 +19,15 @@ pub(crate) fn run(client: &Client, command: Option<&HostCommand>, output: &Outpu
     match command {
         None | Some(HostCommand::Show) => show(&client.get_host()?, output),
         Some(HostCommand::SetName { name }) => {
-            show(&client.update_host(&HostUpdate { hostname: Some(name.clone()) })?, output)
+            let update = HostUpdate { hostname: Some(name.clone()), ..HostUpdate::default() };
+            show(&client.update_host(&update)?, output)
+        }
+        Some(HostCommand::Cpu) => show_cpu(&client.get_host()?, output),
+        Some(HostCommand::SetCpuBaseline { definition }) => {
+            // The API removes it by an empty text.
+            let baseline = if definition == "none" { String::new() } else { definition.clone() };
+            let update = HostUpdate { cpu_baseline: Some(baseline), ..HostUpdate::default() };
+            show_cpu(&client.update_host(&update)?, output)
         }
         Some(HostCommand::Power { action, guest_deadline }) => {
             let action = match action {
@@ -54,6 +64,39 @@ fn set_password(client: &Client, from_stdin: bool) -> Result<(), Failure> {
         (current, new)
     };
     Ok(client.change_password(&PasswordChange { current, new })?)
+}
+
+/// What of the host is about what its processors can show.
+#[derive(Serialize)]
+struct HostCpu<'a> {
+    cpu: &'a Cpu,
+    identity: &'a Option<CpuIdentity>,
+    baseline: &'a Option<String>,
+}
+
+fn show_cpu(host: &Host, output: &Output) -> Result<(), Failure> {
+    let shown = HostCpu { cpu: &host.cpu, identity: &host.cpu_identity, baseline: &host.cpu_baseline };
+    output.one(&shown, || {
+        let mut lines = vec![
+            ("CPU", host.cpu.model.clone()),
+            ("Baseline", host.cpu_baseline.clone().unwrap_or_else(|| "none".into())),
+        ];
+        match &host.cpu_identity {
+            None => lines.push(("Shows to guests", "nothing: this host has no KVM".into())),
+            Some(cpu) => lines.extend([
+                ("Vendor", cpu.vendor.clone()),
+                ("Family, model, stepping", format!("{:#x}, {:#x}, {}", cpu.family, cpu.model, cpu.stepping)),
+                ("Physical address", format!("{} bits", cpu.address_width)),
+                (
+                    "Best definition",
+                    cpu.best_definition.clone().unwrap_or_else(|| "none: only `host`".into()),
+                ),
+                ("Definitions", cpu.definitions.join(", ")),
+                ("Features", cpu.features.join(" ")),
+            ]),
+        }
+        lines
+    })
 }
 
 fn show(host: &Host, output: &Output) -> Result<(), Failure> {

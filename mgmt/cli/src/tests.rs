@@ -71,6 +71,8 @@ fn wrong_lines_are_refused() {
         &["network", "set-services", "vmk0"],
         &["task", "show", "7"],
         &["host", "power", "sideways"],
+        &["vm", "set", "x", "--cpu-shares", "many"],
+        &["vm", "create", "--file", "x.json", "--cpu", "host"],
         &["--fingerprint", "AA:BB", "host"],
         &["--socket", "/x", "host"],
         &[],
@@ -221,7 +223,7 @@ const ID: &str = "11111111-2222-4333-8444-555555555555";
 
 fn a_vm() -> String {
     format!(
-        r#"{{"id":"{ID}","name":"web1","directory":"[d] web1","hardware_version":1,"vcpus":1,"memory_mib":64,"kernel":"[d] k","cmdline":"","disks":[],"nics":[],"power_state":"powered_on"}}"#
+        r#"{{"id":"{ID}","name":"web1","directory":"[d] web1","hardware_version":1,"vcpus":1,"memory_mib":64,"cpu":{{"definition":"x86-64-v2","shares":500}},"kernel":"[d] k","cmdline":"","disks":[],"nics":[],"power_state":"powered_on"}}"#
     )
 }
 
@@ -290,6 +292,18 @@ fn of_a_vm_only_what_is_given_is_changed() {
     for (line, body) in [
         (&["--vcpus", "2", "--memory", "1G"][..], r#"{"vcpus":2,"memory_mib":1024}"#),
         (&["--kernel", "d:k2", "--no-initramfs"], r#"{"kernel":"[d] k2","initramfs":""}"#),
+        (
+            &["--cpu", "amd-zen2", "--cpu-mask", "avx2,rdrand"],
+            r#"{"cpu":{"definition":"amd-zen2","masks":["avx2","rdrand"],"shares":500}}"#,
+        ),
+        (
+            &["--cpu-shares", "none", "--cpu-limit", "150"],
+            r#"{"cpu":{"definition":"x86-64-v2","limit_percent":150}}"#,
+        ),
+        (
+            &["--cpu-affinity", "0", "--cpu-affinity", "1-2", "--cpu-reservation", "50"],
+            r#"{"cpu":{"definition":"x86-64-v2","affinity":["0","1-2"],"shares":500,"reservation_percent":50}}"#,
+        ),
         (&["--cmdline", "", "--initramfs", "[d] i"], r#"{"initramfs":"[d] i","cmdline":""}"#),
         (&["--no-nics"], r#"{"nics":[]}"#),
         (&["--nic", "VM Network"], r#"{"nics":[{"port_group":"VM Network"}]}"#),

@@ -3,7 +3,7 @@
 use std::io::Read;
 
 use keelson_api::client::Client;
-use keelson_api::{EpochCause, OwnerState, PowerState, Vm, VmPowerAction, VmSpec, VmUpdate};
+use keelson_api::{EpochCause, OwnerState, PowerState, Vm, VmCpu, VmPowerAction, VmSpec, VmUpdate};
 use uuid::Uuid;
 
 use crate::cli::{Create, Set, VmAndWait, VmCommand};
@@ -31,7 +31,6 @@ pub(crate) fn run(client: &Client, command: &VmCommand, output: &Output) -> Resu
         }
         VmCommand::Show { vm } => show(&find(client, vm)?, output),
         VmCommand::Create(create) => show(&client.create_vm(&spec(create)?)?, output),
-        VmCommand::Set(set) => show(&client.update_vm(find(client, &set.vm)?.id, &update(set)?)?, output),
         VmCommand::Start { vm, force: false } => power(vm, VmPowerAction::On),
         VmCommand::Start { vm, force: true } => {
             let id = find(client, &vm.vm)?.id;
@@ -49,6 +48,10 @@ pub(crate) fn run(client: &Client, command: &VmCommand, output: &Output) -> Resu
                     epoch.note.clone().unwrap_or_default(),
                 ]
             })
+        }
+        VmCommand::Set(set) => {
+            let vm = find(client, &set.vm)?;
+            show(&client.update_vm(vm.id, &update(set, &vm)?)?, output)
         }
         VmCommand::Stop { vm, force } => {
             power(vm, if *force { VmPowerAction::Off } else { VmPowerAction::Shutdown })
@@ -135,6 +138,7 @@ pub(crate) fn spec(create: &Create) -> Result<VmSpec, Failure> {
         datastore: create.datastore.clone(),
         vcpus: create.vcpus,
         memory_mib: create.memory,
+        cpu: create.cpu.applied(&VmCpu::default()),
         kernel: file(create.kernel.as_ref().ok_or_else(|| missing("--kernel"))?)?,
         initramfs: create.initramfs.as_ref().map(file).transpose()?,
         cmdline: create.cmdline.clone(),
@@ -143,7 +147,7 @@ pub(crate) fn spec(create: &Create) -> Result<VmSpec, Failure> {
     })
 }
 
-fn update(set: &Set) -> Result<VmUpdate, Failure> {
+fn update(set: &Set, vm: &Vm) -> Result<VmUpdate, Failure> {
     let file = |place: &crate::place::Place| place.file().map(ToString::to_string).map_err(Failure::Usage);
     let initramfs = if set.no_initramfs {
         // The API removes it by an empty text.
@@ -154,11 +158,29 @@ fn update(set: &Set) -> Result<VmUpdate, Failure> {
     Ok(VmUpdate {
         vcpus: set.vcpus,
         memory_mib: set.memory,
+        cpu: (!set.cpu.is_empty()).then(|| set.cpu.applied(&vm.cpu)),
         kernel: set.kernel.as_ref().map(file).transpose()?,
         initramfs,
         cmdline: set.cmdline.clone(),
         nics: (set.no_nics || !set.nics.is_empty()).then(|| set.nics.clone()),
     })
+}
+
+/// The processor in a line for each thing that is said of it.
+fn cpu(cpu: &VmCpu) -> String {
+    let mut lines = vec![cpu.definition.clone().unwrap_or_else(|| "host".into())];
+    if !cpu.masks.is_empty() {
+        lines.push(format!("without {}", cpu.masks.join(", ")));
+    }
+    lines.extend(cpu.cores_per_socket.map(|n| format!("{n} cores per socket")));
+    lines.extend(cpu.threads_per_core.map(|n| format!("{n} threads per core")));
+    if !cpu.affinity.is_empty() {
+        lines.push(format!("on host processors {}", cpu.affinity.join(" and ")));
+    }
+    lines.extend(cpu.shares.map(|n| format!("{n} shares")));
+    lines.extend(cpu.limit_percent.map(|n| format!("at most {n} % of one host processor")));
+    lines.extend(cpu.reservation_percent.map(|n| format!("{n} % of one host processor reserved")));
+    lines.join("\n")
 }
 
 fn show(vm: &Vm, output: &Output) -> Result<(), Failure> {
@@ -171,6 +193,7 @@ fn show(vm: &Vm, output: &Output) -> Result<(), Failure> {
             ("Hardware version", vm.hardware_version.to_string()),
             ("vCPUs", vm.vcpus.to_string()),
             ("Memory", size(vm.memory_mib * 1024 * 1024)),
+            ("CPU", cpu(&vm.cpu)),
             ("Kernel", vm.kernel.clone()),
             ("Command line", vm.cmdline.clone()),
         ];

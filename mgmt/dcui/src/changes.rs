@@ -72,7 +72,10 @@ impl Changes {
         Some(Updates {
             adapter: adapter.name.clone(),
             network: AdapterUpdate { services, ipv4: self.ipv4.clone(), dns },
-            host: self.hostname.clone().map(|name| HostUpdate { hostname: Some(name) }),
+            host: self
+                .hostname
+                .clone()
+                .map(|name| HostUpdate { hostname: Some(name), ..HostUpdate::default() }),
         })
     }
 

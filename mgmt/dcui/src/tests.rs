@@ -34,6 +34,8 @@ fn host(password_set: bool) -> Host {
         kernel: "6.12.1".into(),
         hardware: None,
         cpu: Cpu { model: "AMD EPYC".into(), sockets: 1, cores: 2, threads: 4 },
+        cpu_identity: None,
+        cpu_baseline: None,
         memory: Memory { total_bytes: 2 << 30, available_bytes: 1 << 30, reserved_for_vms_bytes: 0 },
         kvm: KvmStatus { available: true, reason: None, max_vcpus: 4 },
         nics: vec![],

@@ -38,6 +38,9 @@ struct HostDocument {
     /// `None` until someone gives a name; then a word of the command line no longer counts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     hostname: Option<String>,
+    /// The CPU definition beyond which no new VM goes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cpu_baseline: Option<String>,
     /// The name that is used while none is given: a host word's, or the default.
     #[serde(skip)]
     fallback: String,
@@ -87,6 +90,20 @@ impl Agent {
         Ok(())
     }
 
+    /// The CPU definition beyond which no new VM goes.
+    pub fn cpu_baseline(&self) -> Option<String> {
+        self.host().cpu_baseline.clone()
+    }
+
+    /// Sets it, or takes it away, and remembers that.
+    pub fn set_cpu_baseline(&self, baseline: Option<String>) -> Result<(), StoreError> {
+        let mut host = self.host();
+        let changed = HostDocument { cpu_baseline: baseline, ..host.clone() };
+        store::save(&self.paths.host_file(), &changed, 0o644)?;
+        *host = changed;
+        Ok(())
+    }
+
     /// The certificate's fingerprint, set once when the front has it.
     pub(crate) fn set_fingerprint(&self, fingerprint: String) {
         let _ = self.fingerprint.set(fingerprint);
@@ -130,11 +147,18 @@ fn open_host(path: &Path, words: &HostWords, own: Option<Uuid>, conditions: &Con
                 schema: HostDocument::SCHEMA,
                 host_id: new_id(),
                 hostname: None,
+                cpu_baseline: None,
                 fallback,
             };
         }
     }
-    let host = HostDocument { schema: HostDocument::SCHEMA, host_id: new_id(), hostname: None, fallback };
+    let host = HostDocument {
+        schema: HostDocument::SCHEMA,
+        host_id: new_id(),
+        hostname: None,
+        cpu_baseline: None,
+        fallback,
+    };
     if let Err(e) = store::save(path, &host, 0o644) {
         conditions.set(
             "state-not-writable",
@@ -168,7 +192,9 @@ mod tests {
         assert_eq!((second.host_id(), second.hostname()), (first.host_id(), "word".into()));
         second.set_hostname("given").unwrap();
         assert!(second.set_hostname("not a name").is_err());
-        assert_eq!(Agent::open(paths(dir.path()), Some(&boot)).hostname(), "given");
+        second.set_cpu_baseline(Some("amd-zen2".into())).unwrap();
+        let third = Agent::open(paths(dir.path()), Some(&boot));
+        assert_eq!((third.hostname(), third.cpu_baseline()), ("given".into(), Some("amd-zen2".into())));
         assert_eq!(second.conditions.all(), []);
     }
 

@@ -5,6 +5,7 @@ use std::fs::{self, File, OpenOptions};
 use std::sync::OnceLock;
 
 use keelson_api::{Cpu, Fault, KvmStatus, Problem};
+use keelson_vmm_cpu::{HostCpu, Supported};
 
 /// Memory that VMs do not get: the image in RAM, the daemons, the kernel's own.
 pub const HOST_RESERVE_MIB: u64 = 256;
@@ -86,6 +87,11 @@ pub fn kvm() -> KvmStatus {
             max_vcpus: 0,
         },
     }
+}
+
+/// What KVM can show to guests; `None` where it does not answer. It is asked each time: its module may come late.
+pub fn host_cpu() -> Option<HostCpu> {
+    Supported::read(&kvm_ioctls::Kvm::new().ok()?).ok().map(|supported| supported.host())
 }
 
 /// The processors. They stay what they were when first asked.

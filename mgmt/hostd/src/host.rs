@@ -6,6 +6,7 @@ use keelson_init_control::{Boot, Client, Request, check_hostname};
 use crate::hardware;
 use crate::problems::argument;
 use crate::services::Services;
+use crate::store::StoreError;
 
 /// The condition of a host that cannot run VMs; init has it too.
 const KVM_MISSING: &str = "kvm-missing";
@@ -74,6 +75,8 @@ impl Services {
             kernel: hardware::kernel(),
             hardware: hardware::model(),
             cpu: hardware::cpu().clone(),
+            cpu_identity: crate::vms::cpu_identity(),
+            cpu_baseline: self.agent.cpu_baseline(),
             memory: Memory {
                 total_bytes,
                 available_bytes,
@@ -118,6 +121,7 @@ impl Services {
 
     /// Changes the host.
     pub fn change_host(&self, update: &HostUpdate) -> Result<Host, Problem> {
+        let baseline = update.cpu_baseline.as_deref().map(baseline).transpose()?;
         if let Some(name) = &update.hostname {
             const REMEDY: &str = "give letters, digits and inner hyphens, at most 63 characters, such as host1 or host1.example";
             check_hostname(name).map_err(|why| {
@@ -130,19 +134,34 @@ impl Services {
                     REMEDY,
                 ));
             }
-            self.agent.set_hostname(name).map_err(|e| {
-                let fault = if e.is_no_space() { Fault::NoDiskSpace } else { Fault::SystemError };
-                let why = keelson_init_control::logging::chain(&e);
-                Problem::new(fault, format!("the host's name was not saved: {why}"))
-                    .remedy("free space on the state partition, or repair it")
-            })?;
+            self.agent.set_hostname(name).map_err(not_saved("the host's name"))?;
             // Saved, so it comes into force at the next boot at the latest; a host whose init is not there keeps its old one until then.
             self.units.tell(
                 "the host's name is saved, but not in force",
                 &Request::SetHostname { name: name.clone() },
             )?;
         }
+        if let Some(baseline) = baseline {
+            self.agent.set_cpu_baseline(baseline).map_err(not_saved("the CPU baseline"))?;
+        }
         Ok(self.host())
+    }
+}
+
+/// The baseline that a request names; an empty text is none. One that this host cannot run would leave it without new VMs.
+fn baseline(name: &str) -> Result<Option<String>, Problem> {
+    if name.is_empty() {
+        return Ok(None);
+    }
+    crate::vms::check_baseline("cpu_baseline", name).map(|()| Some(name.to_owned()))
+}
+
+fn not_saved(what: &'static str) -> impl FnOnce(StoreError) -> Problem {
+    move |e| {
+        let fault = if e.is_no_space() { Fault::NoDiskSpace } else { Fault::SystemError };
+        let why = keelson_init_control::logging::chain(&e);
+        Problem::new(fault, format!("{what} was not saved: {why}"))
+            .remedy("free space on the state partition, or repair it")
     }
 }
 

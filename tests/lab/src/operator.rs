@@ -153,6 +153,7 @@ pub fn guest_spec(name: &str, address: &str) -> VmSpec {
         datastore: None,
         vcpus: 1,
         memory_mib: 192,
+        cpu: keelson_api::VmCpu::default(),
         kernel: "[datastore1] guest/vmlinuz".into(),
         initramfs: Some("[datastore1] guest/initramfs.cpio".into()),
         cmdline: format!("console=ttyS0 quiet guest.address={address}"),

@@ -58,6 +58,7 @@ fn payload_vm(client: &Client, name: &str) -> Result<Vm> {
         datastore: None,
         vcpus: 1,
         memory_mib: 64,
+        cpu: keelson_api::VmCpu::default(),
         kernel: "[datastore1] payload/payload.elf".into(),
         initramfs: None,
         cmdline: payload::SERVE.into(),

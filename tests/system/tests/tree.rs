@@ -38,11 +38,12 @@ fn text<'a>(value: &'a Value, key: &str) -> &'a str {
 const ARROWS: &[(&str, &[&str])] = &[
     ("keelson-wire", &[]),
     ("keelson-init-control", &["keelson-wire"]),
-    ("keelson-vmm-control", &["keelson-wire"]),
+    ("keelson-vmm-cpu", &[]),
+    ("keelson-vmm-control", &["keelson-wire", "keelson-vmm-cpu"]),
     ("keelson-netcfg-control", &["keelson-wire"]),
     ("keelson-api", &[]),
     ("keelson-init", &["keelson-wire", "keelson-init-control"]),
-    ("keelson-vmm", &["keelson-wire", "keelson-vmm-control", "keelson-init-control"]),
+    ("keelson-vmm", &["keelson-wire", "keelson-vmm-control", "keelson-vmm-cpu", "keelson-init-control"]),
     ("keelson-netcfg", &["keelson-wire", "keelson-netcfg-control", "keelson-init-control"]),
     (
         "keelson-hostd",
@@ -52,6 +53,7 @@ const ARROWS: &[(&str, &[&str])] = &[
             "keelson-init-control",
             "keelson-netcfg-control",
             "keelson-vmm-control",
+            "keelson-vmm-cpu",
         ],
     ),
     ("keelson-dcui", &["keelson-api", "keelson-init-control", "keelson-netcfg-control"]),

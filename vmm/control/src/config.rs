@@ -3,6 +3,8 @@
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::cpu::Cpu;
+
 /// The most vCPUs that a configuration may ask for; the host's KVM may allow fewer.
 pub const MAX_VCPUS: u32 = 254;
 /// The least memory a machine can have, in MiB.
@@ -54,6 +56,9 @@ pub struct MachineConfig {
     pub vcpus: u32,
     /// Memory in MiB, at least [`MIN_MEMORY_MIB`].
     pub memory_mib: u64,
+    /// The processor.
+    #[serde(default)]
+    pub cpu: Cpu,
     /// What is booted.
     pub boot: Boot,
     /// Disks, in PCI order.
@@ -120,6 +125,7 @@ impl MachineConfig {
                 format!("{} MiB; it must be at least {MIN_MEMORY_MIB}", self.memory_mib),
             );
         }
+        self.cpu.validate(self.vcpus, self.memory_mib)?;
         if self.boot.cmdline.len() > MAX_CMDLINE || self.boot.cmdline.contains('\0') {
             return wrong("boot.cmdline", format!("it must be at most {MAX_CMDLINE} bytes without a NUL"));
         }
@@ -172,6 +178,7 @@ mod tests {
             uuid: Uuid::nil(),
             vcpus: 1,
             memory_mib: 64,
+            cpu: Cpu::default(),
             boot: Boot { cmdline: String::new() },
             disks: vec![],
             nics: vec![Nic { fd: "nic0".into(), mac: "02:00:00:00:00:01".into() }],
@@ -182,10 +189,11 @@ mod tests {
     fn each_wrong_field_is_named() {
         assert_eq!(config().validate(), Ok(()));
         type Change = fn(&mut MachineConfig);
-        let wrong: [(&str, Change); 6] = [
+        let wrong: [(&str, Change); 7] = [
             ("vcpus", |c| c.vcpus = 0),
             ("vcpus", |c| c.vcpus = MAX_VCPUS + 1),
             ("memory_mib", |c| c.memory_mib = 1),
+            ("cpu.affinity[0]", |c| c.cpu.affinity = vec![vec![]]),
             ("boot.cmdline", |c| c.boot.cmdline = "x".repeat(MAX_CMDLINE + 1)),
             ("nics[0].mac", |c| c.nics[0].mac = "03:00:00:00:00:01".into()),
             ("nics[0].mac", |c| c.nics[0].mac = "02:00:00:00:00".into()),

@@ -8,12 +8,14 @@
 
 mod client;
 mod config;
+mod cpu;
 
 pub use client::{Client, Error, console_socket, control_socket};
 pub use config::{
     Boot, ConfigError, Disk, MAX_CMDLINE, MAX_DISKS, MAX_NICS, MAX_VCPUS, MIN_MEMORY_MIB, MachineConfig, Nic,
     fd_names,
 };
+pub use cpu::{Cpu, CpuIdentity, MAX_HOST_CPU, cpu_list};
 
 use serde::{Deserialize, Serialize};
 

@@ -21,15 +21,16 @@ const OEM: [u8; 6] = *b"KEELSN";
 const OEM_TABLE: [u8; 8] = *b"KEELSNV1";
 const OEM_REVISION: u32 = 1;
 
-/// Writes the tables into guest memory and returns the address of their root, the RSDP.
-pub fn write(ram: &GuestRam, vcpus: u32) -> Result<u64, GuestMemoryError> {
-    let image = image(TABLES, vcpus);
+/// Writes the tables into guest memory and returns the address of their root, the RSDP. `apic_ids` are those of the vCPUs, each at
+/// most 254.
+pub fn write(ram: &GuestRam, apic_ids: &[u32]) -> Result<u64, GuestMemoryError> {
+    let image = image(TABLES, apic_ids);
     ram.write_slice(&image, GuestAddress(TABLES))?;
     Ok(TABLES)
 }
 
 /// All tables as they lie from `base` on: the RSDP first.
-fn image(base: u64, vcpus: u32) -> Vec<u8> {
+fn image(base: u64, apic_ids: &[u32]) -> Vec<u8> {
     let rsdp_room = Rsdp::len();
     let mut bytes = vec![0; rsdp_room];
     let mut place = |table: &dyn Aml| {
@@ -41,7 +42,7 @@ fn image(base: u64, vcpus: u32) -> Vec<u8> {
     };
     let facs = place(&FACS::new());
     let dsdt = place(&dsdt::table(OEM, OEM_TABLE, OEM_REVISION));
-    let entries = [place(&fadt(facs, dsdt)), place(&madt(vcpus)), place(&mcfg())];
+    let entries = [place(&fadt(facs, dsdt)), place(&madt(apic_ids)), place(&mcfg())];
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, OEM_REVISION);
     for entry in entries {
         xsdt.add_entry(entry);
@@ -90,14 +91,14 @@ fn fadt(facs: u64, dsdt: u64) -> acpi_tables::fadt::FADT {
 }
 
 /// One local APIC for each vCPU, the I/O APIC, and the PIC's wiring (5.2.12).
-fn madt(vcpus: u32) -> Sdt {
+fn madt(apic_ids: &[u32]) -> Sdt {
     const PCAT_COMPAT: u32 = 1;
     let mut body = Vec::new();
     body.extend_from_slice(&LAPIC_BASE.to_le_bytes());
     body.extend_from_slice(&PCAT_COMPAT.to_le_bytes());
-    for id in 0..u8::try_from(vcpus).unwrap_or(u8::MAX) {
+    for (uid, id) in (0..=u8::MAX).zip(apic_ids) {
         // Processor local APIC: UID, APIC id, enabled.
-        body.extend_from_slice(&[0, 8, id, id, 1, 0, 0, 0]);
+        body.extend_from_slice(&[0, 8, uid, u8::try_from(*id).unwrap_or(u8::MAX), 1, 0, 0, 0]);
     }
     body.extend_from_slice(&[1, 12, 0, 0]);
     body.extend_from_slice(&IOAPIC_BASE.to_le_bytes());
@@ -136,7 +137,8 @@ mod tests {
     #[test]
     fn every_table_is_found_from_the_root_and_its_checksum_holds() {
         for vcpus in [1, 7, 254] {
-            let image = image(TABLES, vcpus);
+            let ids: Vec<u32> = (0..vcpus).collect();
+            let image = image(TABLES, &ids);
             assert!(TABLES + image.len() as u64 <= crate::boot::HIGH_MEMORY);
             assert_eq!(&image[..8], b"RSD PTR ");
             assert!(sums_to_zero(&image[..20]) && sums_to_zero(&image[..36]));

@@ -10,11 +10,12 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
+use keelson_vmm_control::Cpu;
 use kvm_bindings::{KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VmFd};
 use vm_memory::GuestMemoryBackend;
 
-pub use cpuid::CpuTopology;
+pub use cpuid::{Processor, host_cpu};
 pub use msi::KvmMsi;
 use vcpu_saved::VcpuAbilities;
 pub use vcpu_state::{Entry, set_up};
@@ -68,6 +69,17 @@ pub enum KvmError {
         /// What is possible.
         allowed: usize,
     },
+    /// The host's processor is not what the machine's must be.
+    #[error(
+        "this host cannot show a guest the processor `{definition}`: it lacks {missing}. Choose a definition that this host can run, or \
+         mask what is missing"
+    )]
+    Processor {
+        /// The definition.
+        definition: String,
+        /// What the host lacks.
+        missing: String,
+    },
     /// A call failed that should not.
     #[error("KVM could not {what}")]
     Call {
@@ -107,7 +119,7 @@ pub fn open() -> Result<OwnedFd, KvmError> {
 /// The host's KVM, checked.
 pub struct Host {
     kvm: Kvm,
-    topology: CpuTopology,
+    processor: Processor,
     abilities: VcpuAbilities,
 }
 
@@ -129,8 +141,8 @@ const NEEDED: [(Cap, &str, &str); 7] = [
 ];
 
 impl Host {
-    /// Takes KVM over and checks that it can run a machine with `vcpus` vCPUs.
-    pub fn new(fd: OwnedFd, vcpus: u32) -> Result<Self, KvmError> {
+    /// Takes KVM over and checks that it can run a machine with `vcpus` vCPUs of this processor.
+    pub fn new(fd: OwnedFd, vcpus: u32, cpu: &Cpu) -> Result<Self, KvmError> {
         let kvm = crate::sys::kvm(fd);
         let version = kvm.get_api_version();
         if version != 12 {
@@ -145,14 +157,14 @@ impl Host {
         if usize::try_from(vcpus).unwrap_or(usize::MAX) > allowed {
             return Err(KvmError::TooManyVcpus { wanted: vcpus, allowed });
         }
-        let topology = CpuTopology::new(&kvm, vcpus)?;
+        let processor = Processor::new(&kvm, vcpus, cpu)?;
         let abilities = VcpuAbilities::new(&kvm)?;
-        Ok(Self { kvm, topology, abilities })
+        Ok(Self { kvm, processor, abilities })
     }
 
     /// What each vCPU sees of its processor.
-    pub fn topology(&self) -> &CpuTopology {
-        &self.topology
+    pub fn processor(&self) -> &Processor {
+        &self.processor
     }
 
     /// What KVM can tell about the state of vCPUs.

@@ -1,9 +1,11 @@
 //! The state in which a vCPU begins: features, model-specific registers, local APIC, and for the first one the boot entry.
 
-use kvm_bindings::{Msrs, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{
+    KVM_CAP_ENFORCE_PV_FEATURE_CPUID, Msrs, kvm_enable_cap, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment,
+};
 use kvm_ioctls::VcpuFd;
 
-use super::{CpuTopology, KvmError, doing};
+use super::{KvmError, Processor, doing};
 
 /// How the first vCPU enters the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,14 +36,27 @@ const IA32_MTRR_DEF_TYPE: u32 = 0x2ff;
 /// Sets a new vCPU up. Only the first vCPU has an `entry`: the others wait for INIT and SIPI, as KVM makes them.
 pub fn set_up(
     vcpu: &VcpuFd,
-    apic_id: u32,
-    topology: &CpuTopology,
+    index: u32,
+    processor: &Processor,
     entry: Option<Entry>,
 ) -> Result<(), KvmError> {
-    vcpu.set_cpuid2(&topology.leaves(apic_id)?).map_err(doing("take the processor's features"))?;
+    let tsc_khz = vcpu.get_tsc_khz().ok();
+    vcpu.set_cpuid2(&processor.leaves(index, tsc_khz)?).map_err(doing("take the processor's features"))?;
+    if processor.is_exact() {
+        // A kernel before 5.11 does not know it: there a guest could use what it is not shown.
+        let exact = kvm_enable_cap {
+            cap: KVM_CAP_ENFORCE_PV_FEATURE_CPUID,
+            args: [1, 0, 0, 0],
+            ..Default::default()
+        };
+        if let Err(e) = vcpu.enable_cap(&exact) {
+            log::debug!("this host's KVM does not enforce which of its own features are shown: {e}");
+        }
+    }
     // Fast string operations on; MTRRs on with write-back as the default, as firmware would leave them. A KVM that does not know
     // one of them keeps its own value, which guests get along with.
-    for (index, data) in [(IA32_MISC_ENABLE, 1), (IA32_MTRR_DEF_TYPE, (1 << 11) | 6)] {
+    let firmware = [(IA32_MISC_ENABLE, 1), (IA32_MTRR_DEF_TYPE, (1 << 11) | 6)];
+    for (index, data) in firmware.into_iter().chain(processor.feature_msrs()) {
         let entry = kvm_msr_entry { index, data, ..Default::default() };
         let set = Msrs::from_entries(&[entry]).ok().and_then(|msrs| vcpu.set_msrs(&msrs).ok());
         if set != Some(1) {

@@ -130,7 +130,8 @@ impl Board {
             born: Instant::now(),
         };
         for (id, vcpu) in (0..).zip(vcpus) {
-            let started = vcpu::start(id, vcpu, Arc::clone(&around));
+            let affinity = parts.config.cpu.affinity_of(id);
+            let started = vcpu::start(id, vcpu, Arc::clone(&around), affinity);
             board
                 .threads
                 .push(started.map_err(|source| KvmError::System { what: "start a vCPU's thread", source })?);
@@ -211,9 +212,10 @@ impl Drop for Board {
 }
 
 fn fresh_vcpus(parts: &Parts, vm: &VmFd, entry: Entry) -> Result<Vec<VcpuFd>, KvmError> {
-    let one = |id: u32| {
-        let vcpu = vm.create_vcpu(id.into()).map_err(doing("create a vCPU"))?;
-        set_up(&vcpu, id, parts.host.topology(), (id == 0).then_some(entry))?;
+    let processor = parts.host.processor();
+    let one = |index: u32| {
+        let vcpu = vm.create_vcpu(processor.apic_id(index).into()).map_err(doing("create a vCPU"))?;
+        set_up(&vcpu, index, processor, (index == 0).then_some(entry))?;
         Ok(vcpu)
     };
     (0..parts.config.vcpus).map(one).collect()
@@ -223,9 +225,10 @@ fn fresh_vcpus(parts: &Parts, vm: &VmFd, entry: Entry) -> Result<Vec<VcpuFd>, Kv
 /// processors (RCU) while it makes interrupt controllers and timer, and a stock kernel takes as long to copy.
 fn create_and_load(parts: &mut Parts, ram: &GuestRam) -> Result<(VmFd, Entry), BuildError> {
     let Parts { config, host, payload, .. } = parts;
+    let ids: Vec<u32> = (0..config.vcpus).map(|n| host.processor().apic_id(n)).collect();
     std::thread::scope(|scope| {
         let load = move || {
-            let rsdp = crate::acpi::write(ram, config.vcpus)?;
+            let rsdp = crate::acpi::write(ram, &ids)?;
             crate::boot::load(ram, payload, rsdp)
         };
         let loader = std::thread::Builder::new().name("load".into()).spawn_scoped(scope, load);

@@ -112,7 +112,8 @@ pub(super) fn restored_vcpus(
     let mut vcpus = Vec::new();
     for id in 0..parts.config.vcpus {
         let state: VcpuV1 = saved.take(vcpu_saved::KIND, id)?;
-        let vcpu = vm.create_vcpu(id.into()).map_err(doing("create a vCPU"))?;
+        let apic_id = parts.host.processor().apic_id(id);
+        let vcpu = vm.create_vcpu(apic_id.into()).map_err(doing("create a vCPU"))?;
         vcpu_saved::restore(&vcpu, &state, abilities).map_err(|e| bad(vcpu_saved::KIND, id, e))?;
         vcpus.push((vcpu, state));
     }

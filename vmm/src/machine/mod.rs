@@ -23,6 +23,7 @@ use board::Board;
 pub use board_saved::SaveError;
 pub use slots::DeviceError;
 pub use suspend::Restore;
+pub(crate) use vcpu::cpu_set;
 
 use crate::boot::{BootError, Payload};
 use crate::console::Console;

@@ -6,6 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use kvm_ioctls::{VcpuExit, VcpuFd};
+use nix::sched::{CpuSet, sched_setaffinity};
+use nix::unistd::Pid;
 
 use super::gate::{Gate, Passage};
 use super::{GuestEvent, TellGuest};
@@ -28,15 +30,34 @@ pub(super) struct Surroundings {
 const STACK: usize = 256 << 10;
 
 /// Starts the thread, which waits at the gate.
-pub(super) fn start(index: u32, vcpu: VcpuFd, around: Arc<Surroundings>) -> std::io::Result<JoinHandle<()>> {
+pub(super) fn start(
+    index: u32,
+    vcpu: VcpuFd,
+    around: Arc<Surroundings>,
+    affinity: Option<&[u32]>,
+) -> std::io::Result<JoinHandle<()>> {
+    let pinned = affinity.map(cpu_set).transpose()?;
     let thread = std::thread::Builder::new().name(format!("vcpu{index}")).stack_size(STACK);
     thread.spawn(move || {
+        // That the host has these processors was seen at the start; one that went away since leaves the vCPU where it is.
+        if let Some(Err(e)) = pinned.map(|set| sched_setaffinity(Pid::from_raw(0), &set)) {
+            log::warn!("vCPU {index} runs on any host processor, not on the ones that it is pinned to: {e}");
+        }
         let mut vcpu = Kickable::bind(vcpu);
         run(index, &mut vcpu, &around);
         // The vCPU's descriptor must be closed before the board counts this vCPU as gone.
         drop(vcpu);
         around.gate.leave();
     })
+}
+
+/// These host processors, for the scheduler.
+pub(crate) fn cpu_set(processors: &[u32]) -> nix::Result<CpuSet> {
+    let mut set = CpuSet::new();
+    for processor in processors {
+        set.set(usize::try_from(*processor).unwrap_or(usize::MAX))?;
+    }
+    Ok(set)
 }
 
 /// Why a vCPU came out of the guest and does not go straight back.

@@ -57,6 +57,11 @@ long_mode:
     movw %ax, %fs
     movw %ax, %gs
     movl %esi, %edi
+    pushq %rdi
+    pushq %rdi
+    call ring0
+    popq %rdi
+    popq %rdi
     /* All ports are open to ring 3 by the task's bitmap: not every hypervisor keeps the I/O privilege level in flags. */
     movl $tss, %eax
     movw %ax, gdt + 0x28 + 2
@@ -73,12 +78,28 @@ long_mode:
     pushq $payload
     iretq
 
+    .globl fault_6, fault_13
+fault_6:
+    movl $6, fault
+    addq $3, (%rsp)
+    iretq
+fault_13:
+    movl $13, fault
+    addq $8, %rsp
+    addq $3, (%rsp)
+    iretq
+
     .globl ap_code, ap_code_end
-    /* What a further processor runs: it counts itself, and rests. Copied to 0x8000; the counter is at 0x9000. */
+    /* What a further processor runs: it marks its APIC id as CPUID says it (from 0xa000 on), counts itself, and rests. Copied to
+       0x8000; the counter is at 0x9000. */
     .code16
 ap_code:
     xorw %ax, %ax
     movw %ax, %ds
+    movl $1, %eax
+    cpuid
+    shrl $24, %ebx
+    addr32 movb $1, 0xa000(%ebx)
     lock incl 0x9000
 3:  cli
     hlt

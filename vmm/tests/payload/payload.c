@@ -88,12 +88,15 @@ static void smp(u64 cpus) {
     *icr_low = 0x000c4608;
     for (u64 tries = 0; tries < 2000 && *counter < cpus; tries++) wait_cycles(2000000);
     line("cpus", *counter);
+    for (u64 id = 0; id < 256; id++) if (((volatile u8 *)0xa000UL)[id]) line("apic", id);
+    print("counted\n");
 }
 
 struct start_info { u32 magic, version, flags, modules; u64 modlist, cmdline, rsdp, memmap; u32 entries, reserved; };
 struct module { u64 address, size, cmdline, reserved; };
 
 #include "virtio.h"
+#include "cpu.h"
 
 #include "check.h"
 
@@ -122,6 +125,7 @@ void payload(struct start_info *info) {
     if (word(cmdline, "load")) disk_load(value(word(cmdline, "load")), value(word(cmdline, "blocks")));
     if (word(cmdline, "check")) check(value(word(cmdline, "check")), value(word(cmdline, "blocks")));
     if (word(cmdline, "smp")) smp(value(word(cmdline, "smp")));
+    if (word(cmdline, "cpuid")) { tell_cpuid(); tell_xsetbv(); print("told\n"); }
     if (word(cmdline, "crash")) __asm__ volatile("ud2");
     if (word(cmdline, "spam")) for (u64 n = value(word(cmdline, "spam")); n; n--) line("spam", n);
     if (word(cmdline, "idle")) for (;;) { inb(0x80); wait_cycles(200000000); }

@@ -21,6 +21,11 @@ impl Vms {
             spec::check_memory(memory_mib, limits)?;
             document.memory_mib = memory_mib;
         }
+        // A changed number of vCPUs can make the present arrangement impossible.
+        if update.cpu.is_some() || update.vcpus.is_some() {
+            let cpu = update.cpu.as_ref().unwrap_or(&document.cpu);
+            document.cpu = self.resettle_cpu(cpu, &document.cpu, document.vcpus)?;
+        }
         if let Some(cmdline) = &update.cmdline {
             spec::check_cmdline(cmdline)?;
             document.cmdline.clone_from(cmdline);

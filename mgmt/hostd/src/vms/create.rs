@@ -18,6 +18,7 @@ impl Vms {
     /// Makes a VM. It is off until it is powered on.
     pub fn create(&self, spec: &VmSpec) -> Result<Vm, Problem> {
         spec::check(spec, self.limits())?;
+        let cpu = self.settle_cpu(&spec.cpu, spec.vcpus)?;
         let store = self.datastores.choose("datastore", spec.datastore.as_deref())?;
         self.check_kernel("kernel", &spec.kernel)?;
         if let Some(initramfs) = &spec.initramfs {
@@ -47,6 +48,7 @@ impl Vms {
             kernel: spec.kernel.clone(),
             initramfs: spec.initramfs.clone(),
             cmdline: spec.cmdline.clone(),
+            cpu,
             disks: disks(spec, &directory)?,
             nics,
         };

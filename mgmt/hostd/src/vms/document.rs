@@ -1,6 +1,6 @@
 //! `vm.toml`, the file that describes a VM, and `last-run.toml`, the file that says how it ran last. docs/vm-toml.md lists the fields.
 
-use keelson_api::{Fault, Problem};
+use keelson_api::{Fault, Problem, VmCpu};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
@@ -44,6 +44,9 @@ pub struct VmDocument {
     /// The kernel's command line.
     #[serde(default)]
     pub cmdline: String,
+    /// The processor. One that says nothing, as VMs of before had it, is the host's.
+    #[serde(default, skip_serializing_if = "VmCpu::is_default")]
+    pub cpu: VmCpu,
     /// Disks, in PCI order.
     #[serde(default, rename = "disk", skip_serializing_if = "Vec::is_empty")]
     pub disks: Vec<Disk>,
@@ -198,6 +201,13 @@ mod tests {
             kernel: "[datastore1] vmlinuz".into(),
             initramfs: vcpus.is_multiple_of(2).then(|| "[datastore1] initrd".into()),
             cmdline,
+            cpu: VmCpu {
+                definition: vcpus.is_multiple_of(3).then(|| "amd-zen2".into()),
+                masks: vec!["avx2".into(); usize::try_from(vcpus % 2).unwrap()],
+                affinity: vec!["0-3".into(); usize::try_from(vcpus % 5).unwrap()],
+                shares: vcpus.is_multiple_of(7).then_some(vcpus),
+                ..VmCpu::default()
+            },
             disks: disks.into_iter().map(|(path, read_only, own)| Disk { path, read_only, own }).collect(),
             nics: nics.into_iter().map(|(port_group, mac)| Nic { port_group, mac }).collect(),
         }

@@ -13,7 +13,7 @@ use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::document::{CONSOLE_LOG, VmDocument};
-use super::{Vms, kernel};
+use super::{Vms, cpu, kernel};
 use crate::datastores::{Access, DatastorePath, Directory, Kind};
 use crate::{hardware, problems};
 
@@ -25,7 +25,7 @@ const OTHER_THREADS: u32 = 64;
 pub(super) struct Launch {
     names: Vec<String>,
     fds: Vec<OwnedFd>,
-    vcpus: u32,
+    limits: VmLimits,
 }
 
 /// Why a VM was not started.
@@ -54,8 +54,7 @@ impl Launch {
             id: document.id,
             fds: self.names,
             keep: vec![fd_names::MEMORY.into()],
-            // Guest memory is charged to the group too, so the limit would have to know the monitor's own need to the page.
-            limits: VmLimits { memory_bytes: None, threads: Some(self.vcpus + OTHER_THREADS) },
+            limits: self.limits,
         };
         let borrowed: Vec<_> = self.fds.iter().map(AsFd::as_fd).collect();
         match vms.units.call(|c| c.tell_with_fds(&request, &borrowed)) {
@@ -70,7 +69,9 @@ impl Launch {
 
 /// Opens everything but the network adapters.
 pub(super) fn open(vms: &Vms, document: &VmDocument, directory: &DatastorePath) -> Result<Launch, Problem> {
-    let mut launch = Launch { names: Vec::new(), fds: Vec::new(), vcpus: document.vcpus };
+    // Guest memory is charged to the group too, so a limit of it would have to know the monitor's own need to the page.
+    let limits = VmLimits { threads: Some(document.vcpus + OTHER_THREADS), ..cpu::limits(&document.cpu) };
+    let mut launch = Launch { names: Vec::new(), fds: Vec::new(), limits };
     launch.add(fd_names::KVM, hardware::open_kvm().map_err(|e| e.problem(&document.name))?);
     launch.add(fd_names::MEMORY, memory(document)?);
     let file = vms.check_file("kernel", &document.kernel)?;
@@ -171,7 +172,7 @@ fn console_log(home: &Directory, directory: &DatastorePath) -> Result<File, Prob
 
 /// The monitor's configuration, as a file that is read from its start.
 fn config(document: &VmDocument) -> Result<OwnedFd, Problem> {
-    let config = machine(document);
+    let config = machine(document)?;
     let failed = |why: String| {
         Problem::new(
             Fault::SystemError,
@@ -190,14 +191,15 @@ fn config(document: &VmDocument) -> Result<OwnedFd, Problem> {
     Ok(file.into())
 }
 
-fn machine(document: &VmDocument) -> MachineConfig {
+fn machine(document: &VmDocument) -> Result<MachineConfig, Problem> {
     let short = document.id.simple().to_string();
     let serial = |i: usize| format!("{}-{i}", short.get(..12).unwrap_or_default());
-    MachineConfig {
+    Ok(MachineConfig {
         name: document.name.clone(),
         uuid: document.id,
         vcpus: document.vcpus,
         memory_mib: document.memory_mib,
+        cpu: cpu::machine(document)?,
         boot: Boot { cmdline: document.cmdline.clone() },
         disks: document
             .disks
@@ -211,5 +213,5 @@ fn machine(document: &VmDocument) -> MachineConfig {
             .enumerate()
             .map(|(i, n)| Nic { fd: format!("nic{i}"), mac: n.mac.clone() })
             .collect(),
-    }
+    })
 }

@@ -5,6 +5,7 @@
 
 mod change;
 mod console;
+mod cpu;
 mod create;
 mod delete;
 mod document;
@@ -35,6 +36,7 @@ use crate::tasks::Tasks;
 use crate::units::Units;
 
 pub use console::MAX_INPUT;
+pub(crate) use cpu::{check_baseline, identity as cpu_identity};
 pub use document::{Disk, FILE, HARDWARE_VERSION, LAST_RUN, LastRun, Nic, SCHEMA, VmDocument};
 pub use inventory::{Entry, Inventory};
 pub use kernel::{KernelError, KernelKind};
@@ -245,6 +247,7 @@ impl Vms {
             hardware_version: document.hardware_version,
             vcpus: document.vcpus,
             memory_mib: document.memory_mib,
+            cpu: document.cpu,
             kernel: document.kernel,
             initramfs: document.initramfs,
             cmdline: document.cmdline,

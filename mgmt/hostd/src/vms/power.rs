@@ -159,6 +159,7 @@ impl Vms {
         let _files = self.no_power_on();
         let mut admitted = self.admitted.lock().unwrap_or_else(PoisonError::into_inner);
         self.memory_fits(id, document, &admitted)?;
+        self.reservation_fits(document, admitted.keys().copied())?;
         admitted.insert(id, document.memory_mib);
         Ok(Admitted { vms: self, id })
     }

@@ -184,6 +184,7 @@ mod tests {
             datastore: None,
             vcpus: 1,
             memory_mib: 64,
+            cpu: keelson_api::VmCpu::default(),
             kernel: "[datastore1] vmlinuz".into(),
             initramfs: None,
             cmdline: "console=ttyS0".into(),

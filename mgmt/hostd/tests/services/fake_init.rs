@@ -98,6 +98,10 @@ impl FakeInit {
                 }
                 assert_eq!(names.len(), fds.len());
                 assert!(limits.threads.is_some());
+                state.told.push(format!(
+                    "processors of {id}: weight {:?}, limit {:?}",
+                    limits.cpu_weight, limits.cpu_limit_percent
+                ));
                 for name in &keep {
                     let at = names.iter().position(|n| n == name).unwrap();
                     state.kept.insert((unit, name.clone()), fds[at].try_clone().unwrap());

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod bad_input;
+mod cpu;
 mod examples;
 mod fake_init;
 mod fake_netd;
