@@ -55,9 +55,7 @@ fn the_baseline_caps_new_vms_and_only_those() {
     let Some(mut host) = Whole::start_with_kvm() else { return };
     let own = host.create(&with("own", json!({ "definition": "host" })));
     let refused = |body: Value| host.send("PATCH", "/host", &body);
-    for (name, status, said) in
-        [("zen2", 400, "there are: host, x86-64-v1"), ("host", 400, "caps nothing")]
-    {
+    for (name, status, said) in [("zen2", 400, "there are: host, x86-64-v1"), ("host", 400, "caps nothing")] {
         let answer = refused(json!({ "cpu_baseline": name }));
         assert_eq!((answer.status, answer.fault().1.as_str()), (status, "cpu_baseline"));
         assert!(String::from_utf8_lossy(&answer.body).contains(said));
