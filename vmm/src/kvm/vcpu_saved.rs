@@ -373,9 +373,9 @@ mod tests {
     fn a_vcpu_becomes_what_another_was() {
         let Some((kvm, _vm, vcpu)) = vcpu() else { return eprintln!("SKIPPED: no KVM") };
         let can = VcpuAbilities::new(&kvm).unwrap();
-        let topology = crate::kvm::CpuTopology::new(&kvm, 1).unwrap();
+        let processor = crate::kvm::Processor::new(&kvm, 1, &Default::default()).unwrap();
         let entry = crate::kvm::Entry::Protected { eip: 0x1234, start_info: 0x5678 };
-        crate::kvm::set_up(&vcpu, 0, &topology, Some(entry)).unwrap();
+        crate::kvm::set_up(&vcpu, 0, &processor, Some(entry)).unwrap();
         let saved = save(&vcpu, &can).unwrap();
         let (_, _vm2, other) = self::vcpu().unwrap();
         restore(&other, &saved, &can).unwrap();

@@ -93,6 +93,7 @@ mod tests {
             uuid: Uuid::from_u128(1),
             vcpus: 2,
             memory_mib: 64,
+            cpu: Default::default(),
             boot: Boot { cmdline: String::new() },
             disks: vec![],
             nics: vec![],
