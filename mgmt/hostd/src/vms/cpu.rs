@@ -330,7 +330,7 @@ mod tests {
         type Change = fn(&mut VmCpu);
         let wrong: [(&str, u16, &str, Change); 14] = [
             ("cpu.definition", 400, "there are: host, x86-64-v1", |c| c.definition = Some("zen2".into())),
-            ("cpu.definition", 422, "it lacks erms", |c| c.definition = Some("amd-zen3".into())),
+            ("cpu.definition", 422, "it lacks pcid, erms", |c| c.definition = Some("amd-zen3".into())),
             ("cpu.definition", 422, "a processor of GenuineIntel", |c| {
                 c.definition = Some("intel-haswell".into())
             }),
