@@ -585,7 +585,7 @@ fn processors_that_rest_are_brought_back_too() {
     }
     let dir = tempfile::tempdir().unwrap();
     let vm = Vm::run("smp=4 echo", &["--cpus", "4"]);
-    vm.expect("cpus 4\nready\n");
+    vm.expect("counted\nready\n");
     let saved = dir.path().join("saved");
     suspend_into(&vm, &saved);
     let mut vm = Vm::run("smp=4 echo", &["--cpus", "4", "--restore", saved.to_str().unwrap()]);
@@ -593,7 +593,8 @@ fn processors_that_rest_are_brought_back_too() {
     vm.expect("abba");
     // A reset boots it as ever.
     vm.type_in("r");
-    vm.expect("boot 2\ncpus 4\nready\n");
+    vm.expect("boot 2\ncpus 4\n");
+    vm.expect("counted\nready\n");
     vm.type_in("q");
     assert_eq!(vm.exit_code(), ExitCode::GuestOff as i32, "{}", vm.logged());
 }
