@@ -272,6 +272,35 @@ fn without_nic_kvm_or_state_it_boots_and_says_so() {
 }
 
 #[test]
+fn with_a_full_state_partition_it_boots_says_so_and_is_reached() {
+    need!(Lab);
+    inner().unwrap();
+    /// A file system of 64 KiB for the time of a test.
+    struct Small(std::path::PathBuf);
+    impl Drop for Small {
+        fn drop(&mut self) {
+            let _ = process::run("umount", &["--lazy", &self.0.display().to_string()]);
+        }
+    }
+    fn inner() -> Result<()> {
+        let net = LabNet::enter()?;
+        let dir = process::scratch("full")?;
+        let place = dir.path();
+        let _small = Small(place.to_owned());
+        process::run("mount", &["-t", "tmpfs", "-o", "size=64k", "tmpfs", &place.display().to_string()])?;
+        ensure!(std::fs::write(place.join("full"), vec![1; 1 << 20]).is_err(), "it is not full");
+        let words = vec!["keelson.address=192.0.2.90/24".into()];
+        let options = LightOptions { words, state: Some(place.to_owned()), ..one_nic() };
+        let host = LightHost::start(&net, &options)?;
+        host.console.wait_screen("192.0.2.90", PATIENCE)?;
+        let facts = host.wait_agent(PATIENCE)?.get_host()?;
+        ensure!(facts.conditions.iter().any(|c| c.code == "state-not-writable"), "{:?}", facts.conditions);
+        operator::wait_api("192.0.2.90", PATIENCE)?;
+        Ok(())
+    }
+}
+
+#[test]
 fn unanswered_dhcp_gives_a_link_local_address_until_a_server_comes() {
     need!(Lab);
     inner().unwrap();
